@@ -1,0 +1,182 @@
+"""What every backbone of this package does the same way: checks, freezing, layer depth."""
+
+from __future__ import annotations
+
+import itertools
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+Arch = TypeVar('Arch')
+
+
+def resolve_arch(arch: str | Mapping[str, Any] | Arch, known: Mapping[str, Arch]) -> Arch:
+    """Turn the `arch` argument of a backbone into its dataclass.
+
+    Args:
+        arch: A name in `known`, a mapping of the dataclass's fields, or the dataclass itself.
+        known: Named architectures, all of one dataclass.
+
+    Raises:
+        ValueError: If the name is not known.
+        TypeError: If a field of the mapping is missing or does not exist.
+    """
+    arch_class = type(next(iter(known.values())))
+    if isinstance(arch, arch_class):
+        return arch
+    if isinstance(arch, Mapping):
+        as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in arch.items()}
+        try:
+            return arch_class(**as_tuples)
+        except TypeError as error:
+            names = [field.name for field in fields(arch_class)]  # type: ignore[arg-type]
+            raise TypeError(
+                f'arch: {error}; the fields of {arch_class.__name__} are {names}'
+            ) from None
+    if arch not in known:
+        raise ValueError(f'arch must be one of {sorted(known)} or a dict, got {arch!r}')
+    return known[arch]  # type: ignore[index]
+
+
+def check_rate(name: str, rate: float) -> float:
+    """Return `rate` if it is a probability below 1, else raise ValueError."""
+    if not 0 <= rate < 1:
+        raise ValueError(f'{name} must lie in [0, 1), got {rate}')
+    return rate
+
+
+def check_out_indices(out_indices: Sequence[int], count: int, unit: str) -> tuple[int, ...]:
+    """Return the chosen indices as a tuple.
+
+    Args:
+        out_indices: Strictly increasing indices.
+        count: How many there are to choose from.
+        unit: What is counted, for the message ("stages", "blocks").
+
+    Raises:
+        ValueError: If an index is out of range, repeated or out of order, or none is given.
+    """
+    chosen = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
+    in_range = all(isinstance(i, int) and 0 <= i < count for i in chosen)
+    increasing = all(a < b for a, b in itertools.pairwise(chosen))
+    if not chosen or not in_range or not increasing:
+        raise ValueError(
+            f'out_indices must be strictly increasing indices of the {count} {unit} '
+            f'(0 to {count - 1}), got {out_indices!r}'
+        )
+    return chosen
+
+
+class Backbone(BaseModule):
+    """Base of the dense backbones.
+
+    A subclass sets `out_channels` and `out_strides` (one entry a returned map) and says which
+    modules `frozen_stages` covers and how deep a parameter lies.
+
+    Args:
+        in_channels: Channels of the image.
+        frozen_stages: How much of the front is frozen: -1 nothing, 0 the stem, k the stem and the
+            first k stages (Twins-SVT) or blocks (XCiT), as in mmdetection's own backbones.
+        max_frozen_stages: The largest value allowed.
+        norm_eval: Keep all BatchNorm layers in evaluation mode while training.
+        with_cp: Recompute each block in backward to save memory (gradient checkpointing).
+        init_cfg: What MMEngine's `init_weights()` shall do to the model, which its constructor
+            has initialised already.
+
+    Raises:
+        ValueError: If `in_channels` or `frozen_stages` is out of range.
+    """
+
+    min_size: ClassVar[int] = 32  # pixels: one token on the coarsest map
+    out_channels: tuple[int, ...]
+    out_strides: tuple[int, ...]
+
+    def __init__(
+        self,
+        in_channels: int,
+        frozen_stages: int,
+        max_frozen_stages: int,
+        norm_eval: bool,
+        with_cp: bool,
+        init_cfg: dict | list[dict] | None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        if in_channels < 1:
+            raise ValueError(f'in_channels must be at least 1, got {in_channels}')
+        if not -1 <= frozen_stages <= max_frozen_stages:
+            raise ValueError(
+                f'frozen_stages must lie in -1 to {max_frozen_stages}, got {frozen_stages}'
+            )
+        self.in_channels = in_channels
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.with_cp = with_cp
+
+    @property
+    @abstractmethod
+    def num_layers(self) -> int:
+        """Number of transformer blocks."""
+
+    @abstractmethod
+    def _frozen_modules(self) -> Iterable[nn.Module]:
+        """The modules that `frozen_stages` covers."""
+
+    @abstractmethod
+    def _block_of(self, param_name: str) -> int:
+        """0-based block a parameter belongs to; -1 for the stem, `num_layers` for what follows."""
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Depth of a parameter for layer-wise learning-rate decay.
+
+        Args:
+            param_name: Name of the parameter in the whole model.
+            prefix: Where this backbone stands in the model, such as `'backbone.'`.
+
+        Returns:
+            The depth, 0 for the stem, and the number of depths, `num_layers + 2`. What comes after
+            the backbone has the last depth.
+        """
+        num_depths = self.num_layers + 2
+        if not param_name.startswith(prefix):
+            return num_depths - 1, num_depths
+        return self._block_of(param_name.removeprefix(prefix)) + 1, num_depths
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Set the mode; frozen modules stay in evaluation mode, BatchNorm too if `norm_eval`."""
+        super().train(mode)
+        self._freeze()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def _freeze(self) -> None:
+        for module in self._frozen_modules():
+            module.eval()
+            module.requires_grad_(False)
+
+    def _run_block(self, block: nn.Module, x: Tensor) -> Tensor:
+        if self.with_cp and x.requires_grad and torch.is_grad_enabled():
+            return checkpoint(block, x, use_reentrant=False)
+        return block(x)
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f'x must be a batch of images (B, {self.in_channels}, H, W), got {tuple(x.shape)}'
+            )
+        if not x.is_floating_point():
+            raise ValueError(f'x must hold floating-point values, got {x.dtype}')
+        if min(x.shape[2:]) < self.min_size:
+            raise ValueError(
+                f'x must be at least {self.min_size} px high and wide, got '
+                f'{x.shape[2]} x {x.shape[3]}'
+            )

@@ -1,0 +1,25 @@
+"""The feed-forward half of a transformer block."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """Linear, GELU, linear, on the last dimension.
+
+    Args:
+        dims: Channels in and out.
+        hidden_dims: Channels between.
+        drop_rate: Dropout probability after each linear layer.
+    """
+
+    def __init__(self, dims: int, hidden_dims: int, drop_rate: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dims, hidden_dims)
+        self.fc2 = nn.Linear(hidden_dims, dims)
+        self.drop = nn.Dropout(drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))

@@ -1,0 +1,82 @@
+"""Attention of all tokens to a subsampled map.
+
+Legend: B batch, H x W tokens, C channels, h heads, d channels a head, r subsampling ratio.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from mmvit_backbones.layers.padding import pad_to_multiple
+
+
+class SubsampledAttention(nn.Module):
+    """Global sub-sampled attention, GSA (Twins, arXiv 2104.13840, section 3.2).
+
+    Keys and values come from r x r patches of the map, one token a patch. Patches that reach over
+    the bottom or right border are filled up with zeros, which add nothing to their sum, so that no
+    token is left out.
+
+    Args:
+        dims: Channels in and out.
+        num_heads: Heads.
+        head_dims: Channels a head.
+        sr_ratio: Side of a patch, r; 1 subsamples nothing.
+        qkv_bias: Give the query, key and value projections a bias.
+        fused_reduction: Subsample and project to keys and values in one convolution without a norm
+            between (vit-pytorch's structure) instead of convolution, norm and linear layer.
+        attn_drop_rate: Dropout probability of attention weights.
+        drop_rate: Dropout probability of the output.
+    """
+
+    def __init__(
+        self,
+        dims: int,
+        num_heads: int,
+        head_dims: int,
+        sr_ratio: int,
+        qkv_bias: bool = True,
+        fused_reduction: bool = False,
+        attn_drop_rate: float = 0.0,
+        drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        inner_dims = num_heads * head_dims
+        self.num_heads = num_heads
+        self.sr_ratio = sr_ratio
+        self.attn_drop_rate = attn_drop_rate
+        self.q = nn.Linear(dims, inner_dims, bias=qkv_bias)
+        self.kv: nn.Module
+        self.sr: nn.Module | None = None
+        self.norm: nn.Module | None = None
+        if fused_reduction:
+            self.kv = nn.Conv2d(dims, 2 * inner_dims, sr_ratio, sr_ratio, bias=qkv_bias)
+        else:
+            self.kv = nn.Linear(dims, 2 * inner_dims, bias=qkv_bias)
+            if sr_ratio > 1:
+                self.sr = nn.Conv2d(dims, dims, sr_ratio, sr_ratio)
+                self.norm = nn.LayerNorm(dims)
+        self.fused_reduction = fused_reduction
+        self.proj = nn.Linear(inner_dims, dims)
+        self.drop = nn.Dropout(drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend from every token of a map (B, H, W, C) to its subsampled form."""
+        q = rearrange(self.q(x), 'b y x (h d) -> b h (y x) d', h=self.num_heads)
+        k, v = rearrange(
+            self._keys_and_values(x), 'b y x (two h d) -> two b h (y x) d', two=2, h=self.num_heads
+        )
+        drop = self.attn_drop_rate if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=drop)  # (B, h, HW, d)
+        return self.drop(self.proj(rearrange(out, 'b h (y x) d -> b y x (h d)', y=x.shape[1])))
+
+    def _keys_and_values(self, x: Tensor) -> Tensor:
+        """Subsample a map (B, H, W, C); returns (B, ceil(H/r), ceil(W/r), 2hd)."""
+        padded = pad_to_multiple(x, self.sr_ratio).permute(0, 3, 1, 2)
+        if self.fused_reduction:
+            return self.kv(padded).permute(0, 2, 3, 1)
+        if self.sr is None or self.norm is None:
+            return self.kv(x)
+        return self.kv(self.norm(self.sr(padded).permute(0, 2, 3, 1)))

@@ -1,0 +1,322 @@
+"""TwinsSVT against timm, vit-pytorch and an explicit per-window reference."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from mmvit_backbones import TwinsSVT
+from mmvit_backbones.backbones.twins_svt import ARCHS
+from mmvit_backbones.layers.window_attention import WindowAttention
+from tests.utils import max_error, randomize
+
+TINY = dict(
+    embed_dims=(8, 12, 16, 20),
+    stages=('LG', 'LG', 'LGL', 'LG'),
+    num_heads=(1, 2, 2, 4),
+    head_dims=8,
+)
+
+
+def load_without_output_norms(model: TwinsSVT, converted: dict[str, Tensor]) -> None:
+    wanted = model.state_dict().keys()
+    model.load_state_dict({k: v for k, v in converted.items() if k in wanted}, strict=True)
+
+
+@pytest.mark.parametrize('arch', ['small', 'base', 'large'])
+def test_equals_timm_where_windows_tile_the_maps(arch: str) -> None:
+    reference = randomize(timm.create_model(f'twins_svt_{arch}')).double().eval()
+    model = TwinsSVT(arch, out_norm=False).double().eval()
+    load_without_output_norms(model, reference.state_dict())
+    x = torch.randn(1, 3, 224, 224, dtype=torch.float64)
+    with torch.no_grad():
+        expected = reference.forward_intermediates(x, intermediates_only=True)
+        outputs = model(x)
+    assert len(outputs) == 4
+    for ours, theirs in zip(outputs, expected, strict=True):
+        assert max_error(ours, theirs) <= 1e-9
+
+
+@pytest.mark.parametrize('arch', ['small', 'base', 'large'])
+@pytest.mark.parametrize('size', [(96, 160), (192, 288)])
+def test_zero_padding_equals_timm(arch: str, size: tuple[int, int]) -> None:
+    reference = randomize(timm.create_model(f'twins_svt_{arch}')).double().eval()
+    model = TwinsSVT(arch, out_norm=False, window_padding='zero').double().eval()
+    load_without_output_norms(model, reference.state_dict())
+    x = torch.randn(1, 3, *size, dtype=torch.float64)
+    with torch.no_grad():
+        expected = reference.forward_intermediates(x, intermediates_only=True)
+        for ours, theirs in zip(model(x), expected, strict=True):
+            assert max_error(ours, theirs) <= 1e-9
+
+
+def test_equals_vit_pytorch() -> None:
+    from vit_pytorch.twins_svt import TwinsSVT as Reference
+
+    reference = randomize(Reference(num_classes=2)).double().eval()
+    model = TwinsSVT('vit-pytorch', out_norm=False).double().eval()
+    converted = convert_state_dict(reference.state_dict(), 'twins_svt_vit_pytorch', to='ours')
+    backbone = {k.removeprefix('backbone.'): v for k, v in converted.items()}
+    load_without_output_norms(model, backbone)
+    x = torch.randn(1, 3, 224, 448, dtype=torch.float64)
+    with torch.no_grad():
+        outputs = model(x)
+        expected = x
+        for stage, ours in zip(reference.layers[:4], outputs, strict=True):
+            expected = stage(expected)
+            assert max_error(ours, expected) <= 1e-9
+
+
+def explicit_window_attention(attn: WindowAttention, x: Tensor) -> Tensor:
+    """Attention of each token to all tokens of the map that lie in its window, one by one."""
+    height, width, size = x.shape[1], x.shape[2], attn.window_size
+    inner = attn.qkv.out_features // 3
+    head_dims = inner // attn.num_heads
+    q, k, v = attn.qkv(x).split(inner, dim=-1)
+    out = torch.zeros_like(q)
+    for top in range(0, height, size):
+        for left in range(0, width, size):
+            window = (slice(None), slice(top, top + size), slice(left, left + size))
+            for head in range(attn.num_heads):
+                channels = slice(head * head_dims, (head + 1) * head_dims)
+                query, key, value = (t[window][..., channels].flatten(1, 2) for t in (q, k, v))
+                weights = (query @ key.transpose(1, 2) / head_dims**0.5).softmax(-1)
+                out[(*window, channels)] = (weights @ value).view(out[(*window, channels)].shape)
+    return attn.proj(out)
+
+
+@pytest.mark.parametrize('size', [(7, 7), (14, 10), (9, 14), (8, 13), (5, 3), (1, 1), (7, 10)])
+def test_masked_windows_equal_explicit_reference(size: tuple[int, int]) -> None:
+    attn = randomize(WindowAttention(12, num_heads=2, head_dims=6, window_size=7)).double()
+    x = torch.randn(2, *size, 12, dtype=torch.float64)
+    with torch.no_grad():
+        assert max_error(attn(x), explicit_window_attention(attn, x)) <= 1e-12
+
+
+@pytest.mark.parametrize('size', [(97, 131), (200, 336), (64, 250)])
+def test_masked_network_equals_explicit_reference(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = randomize(TwinsSVT(TINY)).double().eval()
+    x = torch.randn(1, 3, *size, dtype=torch.float64)
+    with torch.no_grad():
+        outputs = model(x)
+        monkeypatch.setattr(WindowAttention, 'forward', explicit_window_attention)
+        for ours, expected in zip(outputs, model(x), strict=True):
+            assert max_error(ours, expected) <= 1e-10
+
+
+def test_padding_takes_no_part_in_masked_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cut of a map must give the same whatever lies beyond the cut."""
+    attn = randomize(WindowAttention(8, num_heads=2, head_dims=4, window_size=7)).double()
+    whole = torch.randn(1, 14, 14, 8, dtype=torch.float64)
+    changed = whole.clone()
+    changed[:, 10:] = 100.0
+    changed[:, :, 9:] = -100.0
+    with torch.no_grad():
+        assert torch.equal(attn(whole[:, :10, :9]), attn(changed[:, :10, :9]))
+        attn.padding = 'zero'
+        zero_padded = attn(whole[:, :10, :9])
+        attn.padding = 'mask'
+        assert max_error(attn(whole[:, :10, :9]), zero_padded) > 1e-3
+        assert max_error(attn(whole[:, :7, :7]), zero_padded[:, :7, :7]) <= 1e-12
+
+
+@pytest.mark.parametrize('size', [(32, 32), (33, 32), (97, 131), (200, 296), (64, 640)])
+@pytest.mark.parametrize('window_padding', ['mask', 'zero'])
+def test_map_sizes_are_rounded_up(size: tuple[int, int], window_padding: str) -> None:
+    model = TwinsSVT(TINY, window_padding=window_padding)
+    outputs = model(torch.randn(2, 3, *size))
+    assert model.out_strides == (4, 8, 16, 32)
+    for out, channels, stride in zip(outputs, model.out_channels, model.out_strides, strict=True):
+        assert out.shape == (2, channels, -(-size[0] // stride), -(-size[1] // stride))
+        assert out.isfinite().all()
+
+
+def test_last_pixels_are_not_cropped() -> None:
+    model = randomize(TwinsSVT(TINY)).eval()
+    x = torch.randn(1, 3, 97, 131, requires_grad=True)
+    sum(out.square().sum() for out in model(x)).backward()
+    assert x.grad is not None
+    assert x.grad[..., -1, :].abs().sum() > 0
+    assert x.grad[..., -1].abs().sum() > 0
+
+
+@pytest.mark.parametrize('out_indices', [(0,), (1,), (0, 2), (0, 1, 2, 3), (3,)])
+@pytest.mark.parametrize('arch', [TINY, dict(TINY, fused_reduction=True, patch_pre_norm=True)])
+@pytest.mark.parametrize('out_norm', [True, False])
+def test_every_parameter_gets_a_gradient(
+    out_indices: tuple[int, ...], arch: dict, out_norm: bool
+) -> None:
+    model = randomize(TwinsSVT(arch, out_indices=out_indices, out_norm=out_norm))
+    outputs = model(torch.randn(2, 3, 64, 97))
+    assert len(outputs) == len(out_indices) == len(model.out_channels) == len(model.out_strides)
+    sum(out.pow(3).sum() for out in outputs).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+
+
+@pytest.mark.parametrize('frozen_stages', range(-1, 5))
+def test_frozen_stages(frozen_stages: int) -> None:
+    model = TwinsSVT(TINY, frozen_stages=frozen_stages).train()
+    stages = [
+        nn.ModuleList(
+            [model.patch_embeds[i], model.blocks[i], model.pos_block[i], model.norm_list[i]]
+        )
+        for i in range(4)
+    ]
+    expected = sum(p.numel() for p in model.parameters())
+    if frozen_stages == 0:
+        expected -= sum(p.numel() for p in model.patch_embeds[0].parameters())
+    for stage in stages[: max(frozen_stages, 0)]:
+        expected -= sum(p.numel() for p in stage.parameters())
+        assert not any(module.training for module in stage.modules() if module is not stage)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == expected
+    if expected:
+        sum(out.sum() for out in model(torch.randn(1, 3, 64, 64))).backward()
+
+
+@pytest.mark.parametrize('frozen_stages', [-1, 1])
+def test_gradient_checkpointing_changes_nothing(frozen_stages: int) -> None:
+    plain = TwinsSVT(TINY, drop_path_rate=0.3, drop_rate=0.1, frozen_stages=frozen_stages)
+    saving = TwinsSVT(
+        TINY, drop_path_rate=0.3, drop_rate=0.1, frozen_stages=frozen_stages, with_cp=True
+    )
+    saving.load_state_dict(plain.state_dict())
+    x = torch.randn(4, 3, 64, 75)
+    results = []
+    for model in (plain, saving):
+        torch.manual_seed(0)
+        outputs = model(x)
+        sum(out.square().mean() for out in outputs).backward()
+        results.append((outputs, [p.grad for p in model.parameters() if p.requires_grad]))
+    for ours, expected in zip(results[1][0], results[0][0], strict=True):
+        assert torch.equal(ours, expected)
+    for ours, expected in zip(results[1][1], results[0][1], strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_drop_path_grows_linearly_and_skips_a_branch_once() -> None:
+    model = TwinsSVT(TINY, drop_path_rate=0.4)
+    rates = [block.drop_path.drop_prob for stage in model.blocks for block in stage]
+    torch.testing.assert_close(torch.tensor(rates), torch.linspace(0, 0.4, 9))
+    block = model.blocks[-1][-1]
+    block.mlp.requires_grad_(False)
+    for parameter in block.mlp.parameters():
+        parameter.zero_()
+    torch.manual_seed(0)
+    x = torch.randn(4000, 1, 1, 20)
+    skipped = (block(x) == x).all(dim=-1).float().mean()
+    assert abs(skipped - 0.4) < 0.03  # applied twice it would be 0.64
+
+
+def test_evaluation_has_no_randomness() -> None:
+    model = TwinsSVT(TINY, drop_rate=0.5, attn_drop_rate=0.5, drop_path_rate=0.5).eval()
+    x = torch.randn(2, 3, 64, 64)
+    for a, b in zip(model(x), model(x), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_layer_depth() -> None:
+    model = TwinsSVT(TINY)
+    assert model.num_layers == 9
+    depths = {
+        name: model.get_layer_depth(f'backbone.{name}', 'backbone.')[0]
+        for name, _ in model.named_parameters()
+    }
+    assert depths['patch_embeds.0.proj.weight'] == 0
+    assert depths['blocks.0.0.norm1.weight'] == depths['pos_block.0.proj.0.weight'] == 1
+    assert depths['patch_embeds.1.proj.weight'] == depths['blocks.1.0.attn.qkv.weight'] == 3
+    assert depths['blocks.3.1.mlp.fc2.bias'] == 9
+    assert depths['norm_list.0.weight'] == 10
+    assert model.get_layer_depth('bbox_head.fc.weight', 'backbone.') == (10, 11)
+
+
+@pytest.mark.parametrize(
+    ('arch', 'millions'), [('small', 24.06), ('base', 56.07), ('large', 99.27)]
+)
+def test_published_parameter_counts(arch: str, millions: float) -> None:
+    """Counts with the ImageNet head, as reported by the authors' README."""
+    with torch.device('meta'):
+        model = TwinsSVT(arch, out_norm=False)
+    dims = model.out_channels[-1]
+    head = 2 * dims + dims * 1000 + 1000  # norm and linear layer
+    count = sum(p.numel() for p in model.parameters()) + head
+    assert round(count / 1e6, 2) == millions
+
+
+def test_state_dict_copy_and_pickle() -> None:
+    model = TwinsSVT(TINY).eval()
+    x = torch.randn(1, 3, 50, 70)
+    fresh = TwinsSVT(TINY).eval()
+    fresh.load_state_dict(model.state_dict(), strict=True)
+    for other in (fresh, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        for ours, expected in zip(other(x), model(x), strict=True):
+            assert torch.equal(ours, expected)
+
+
+def test_channels_last_input_gives_the_same() -> None:
+    model = randomize(TwinsSVT(TINY)).double().eval()
+    x = torch.randn(2, 3, 64, 75, dtype=torch.float64)
+    with torch.no_grad():
+        for a, b in zip(model(x), model(x.to(memory_format=torch.channels_last)), strict=True):
+            assert max_error(a, b) <= 1e-12
+
+
+def test_empty_batch() -> None:
+    shapes = [tuple(out.shape) for out in TwinsSVT(TINY)(torch.zeros(0, 3, 64, 64))]
+    assert shapes == [(0, 8, 16, 16), (0, 12, 8, 8), (0, 16, 4, 4), (0, 20, 2, 2)]
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(arch='huge'), r"arch must be one of \['base'.*got 'huge'"),
+        (dict(arch=dict(TINY, stages=('LG', 'LX', 'LG', 'LG'))), "L and G blocks, got 'LX'"),
+        (dict(arch=dict(TINY, num_heads=(1, 2))), 'per-stage settings differ in length'),
+        (dict(arch=dict(TINY, peg_after=(0, 0, 3, 0))), 'peg_after must name one of the 3 blocks'),
+        (dict(out_indices=(0, 4)), r'out_indices must .* \(0 to 3\), got \(0, 4\)'),
+        (dict(out_indices=(1, 0)), 'strictly increasing'),
+        (dict(out_indices=(1, 1)), 'strictly increasing'),
+        (dict(out_indices=(-1,)), 'out_indices must'),
+        (dict(out_indices=()), 'out_indices must'),
+        (dict(frozen_stages=5), 'frozen_stages must lie in -1 to 4, got 5'),
+        (dict(in_channels=0), 'in_channels must be at least 1, got 0'),
+        (dict(window_padding='reflect'), "window_padding must be one of .* got 'reflect'"),
+        (dict(drop_path_rate=1.0), r'drop_path_rate must lie in \[0, 1\), got 1.0'),
+        (dict(drop_rate=-0.1), r'drop_rate must lie in \[0, 1\), got -0.1'),
+        (dict(attn_drop_rate=2), r'attn_drop_rate must lie in \[0, 1\), got 2'),
+    ],
+)
+def test_bad_arguments(arguments: dict, message: str) -> None:
+    with torch.device('meta'), pytest.raises(ValueError, match=message):
+        TwinsSVT(**arguments)
+
+
+def test_unknown_field_of_an_arch() -> None:
+    with pytest.raises(TypeError, match=r"arch: .*'depths'.*; the fields of TwinsSVTArch are"):
+        TwinsSVT(dict(TINY, depths=(2, 2, 2, 2)))
+
+
+@pytest.mark.parametrize(
+    ('x', 'message'),
+    [
+        (torch.zeros(1, 3, 31, 64), 'at least 32 px high and wide, got 31 x 64'),
+        (torch.zeros(1, 1, 64, 64), r'\(B, 3, H, W\), got \(1, 1, 64, 64\)'),
+        (torch.zeros(3, 64, 64), r'\(B, 3, H, W\), got \(3, 64, 64\)'),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), r'floating-point values, got torch.uint8'),
+    ],
+)
+def test_bad_input(x: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TwinsSVT(TINY)(x)
+
+
+def test_archs_name_the_block_order_of_the_authors_code() -> None:
+    assert ARCHS['small'].stages == ('LG', 'LG', 'LGLGLGLGLG', 'LGLG')
+    assert ARCHS['vit-pytorch'].stages[3] == 'GGGGG'
