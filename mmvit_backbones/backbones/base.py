@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from typing import Any, ClassVar, TypeVar
 
@@ -72,6 +73,24 @@ def check_out_indices(out_indices: Sequence[int], count: int, unit: str) -> tupl
             f'(0 to {count - 1}), got {out_indices!r}'
         )
     return chosen
+
+
+@contextmanager
+def _without_statistics(module: nn.Module) -> Iterator[None]:
+    """Keep BatchNorm layers from counting a batch again when a block is recomputed."""
+    before = [
+        (norm, norm.momentum, norm.num_batches_tracked, norm.num_batches_tracked.clone())
+        for norm in module.modules()
+        if isinstance(norm, _BatchNorm) and norm.num_batches_tracked is not None
+    ]
+    for norm, *_ in before:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum, counter, count in before:
+            norm.momentum = momentum
+            counter.copy_(count)
 
 
 class Backbone(BaseModule):
@@ -165,7 +184,12 @@ class Backbone(BaseModule):
 
     def _run_block(self, block: nn.Module, x: Tensor) -> Tensor:
         if self.with_cp and x.requires_grad and torch.is_grad_enabled():
-            return checkpoint(block, x, use_reentrant=False)
+            return checkpoint(
+                block,
+                x,
+                use_reentrant=False,
+                context_fn=lambda: (nullcontext(), _without_statistics(block)),
+            )
         return block(x)
 
     def _check_input(self, x: Tensor) -> None:

@@ -26,6 +26,7 @@ from mmvit_backbones.backbones.base import (
     resolve_arch,
 )
 from mmvit_backbones.layers.init import init_conv_by_fan_out, init_linear
+from mmvit_backbones.layers.lean import add_residual
 from mmvit_backbones.layers.mlp import MLP
 from mmvit_backbones.layers.patch_embed import PatchEmbed
 from mmvit_backbones.layers.position import PositionEncodingGenerator
@@ -115,7 +116,7 @@ class TwinsSVTBlock(nn.Module):
 
     Args:
         dims: Channels.
-        attn: Attention from (B, H, W, C) to the same shape.
+        attn: Norm and attention on a map (B, H, W, C).
         mlp_ratio: Width of the MLP over `dims`.
         norm_eps: Epsilon of both norms.
         drop_rate: Dropout probability in the MLP.
@@ -140,8 +141,8 @@ class TwinsSVTBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform a map (B, H, W, C)."""
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.drop_path(self.attn(x, self.norm1))
+        return add_residual(x, self.drop_path(self.mlp(x, self.norm2)))
 
 
 @MODELS.register_module()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmvit_backbones.layers.layer_scale import fold_scale
+from mmvit_backbones.layers.lean import linear_gelu, norm_mlp
+
 
 class MLP(nn.Module):
     """Linear, GELU, linear, on the last dimension.
@@ -21,5 +24,19 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden_dims, dims)
         self.drop = nn.Dropout(drop_rate)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
+    def forward(
+        self, x: Tensor, norm: nn.LayerNorm | None = None, scale: Tensor | None = None
+    ) -> Tensor:
+        """Transform tokens.
+
+        Args:
+            x: Tokens (..., C).
+            norm: Norm before the first linear layer.
+            scale: LayerScale, a factor of each channel of the output (C).
+        """
+        weight, bias = fold_scale(self.fc2, scale)
+        if norm is None or (self.training and self.drop.p > 0):
+            normed = x if norm is None else norm(x)
+            hidden = self.drop(linear_gelu(normed, self.fc1))
+            return self.drop(F.linear(hidden, weight, bias))
+        return norm_mlp(x, norm, self.fc1, weight, bias)

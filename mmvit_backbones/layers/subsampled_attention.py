@@ -62,8 +62,9 @@ class SubsampledAttention(nn.Module):
         self.proj = nn.Linear(inner_dims, dims)
         self.drop = nn.Dropout(drop_rate)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend from every token of a map (B, H, W, C) to its subsampled form."""
+    def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """Norm a map (B, H, W, C) and attend from every token to the map's subsampled form."""
+        x = norm(x)
         q = rearrange(self.q(x), 'b y x (h d) -> b h (y x) d', h=self.num_heads)
         k, v = rearrange(
             self._keys_and_values(x), 'b y x (two h d) -> two b h (y x) d', two=2, h=self.num_heads

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from mmvit_backbones.layers.lean import norm_linear
 from mmvit_backbones.layers.padding import pad_to_multiple
 
 WINDOW_PADDINGS = ('mask', 'zero')
@@ -72,44 +73,44 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(inner_dims, dims)
         self.drop = nn.Dropout(drop_rate)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend within the windows of a map (B, H, W, C)."""
+    def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """Norm a map (B, H, W, C) and attend within its windows."""
         height, width = x.shape[1:3]
         if self.padding == 'zero':
-            x = pad_to_multiple(x, self.window_size)
-        qkv = self.qkv(x)
+            x = pad_to_multiple(norm(x), self.window_size)
         rows = split_at_border(x.shape[1], self.window_size)
         columns = split_at_border(x.shape[2], self.window_size)
         strips = []
         for strip, (_, window_height) in zip(
-            qkv.split([length for length, _ in rows], dim=1), rows, strict=True
+            x.split([length for length, _ in rows], dim=1), rows, strict=True
         ):
             regions = strip.split([length for length, _ in columns], dim=2)
             attended = [
-                self._attend(region, window_height, window_width)
+                self._attend(region, norm, window_height, window_width)
                 for region, (_, window_width) in zip(regions, columns, strict=True)
             ]
             strips.append(attended[0] if len(attended) == 1 else torch.cat(attended, dim=2))
         out = strips[0] if len(strips) == 1 else torch.cat(strips, dim=1)
-        return self.drop(self.proj(out[:, :height, :width]))
+        return out[:, :height, :width]
 
-    def _attend(self, qkv: Tensor, window_height: int, window_width: int) -> Tensor:
-        """Attention in windows that tile a region (B, H, W, 3hd); returns (B, H, W, hd)."""
-        q, k, v = rearrange(
-            qkv,
-            'b (y i) (x j) (three h d) -> three (b y x) h (i j) d',
-            i=window_height,
-            j=window_width,
-            three=3,
-            h=self.num_heads,
+    def _attend(
+        self, x: Tensor, norm: nn.LayerNorm, window_height: int, window_width: int
+    ) -> Tensor:
+        """Attend in windows that tile a region (B, H, W, C); a view of windows in a row."""
+        # Bringing x into window order is one copy; doing it with queries, keys and values is three.
+        windows = rearrange(
+            x, 'b (y i) (x j) c -> (b y x) (i j) c', i=window_height, j=window_width
         )
+        qkv = self.qkv(windows) if self.padding == 'zero' else norm_linear(windows, norm, self.qkv)
+        q, k, v = rearrange(qkv, 'w n (three h d) -> three w h n d', three=3, h=self.num_heads)
         drop = self.attn_drop_rate if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=drop)  # (B y x, h, n, d)
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=drop)  # (w, h, n, d)
+        out = self.drop(self.proj(rearrange(out, 'w h n d -> w n (h d)')))
         return rearrange(
             out,
-            '(b y x) h (i j) d -> b (y i) (x j) (h d)',
-            b=qkv.shape[0],
-            y=qkv.shape[1] // window_height,
-            x=qkv.shape[2] // window_width,
+            '(b y x) (i j) c -> b (y i) (x j) c',
+            b=x.shape[0],
+            y=x.shape[1] // window_height,
+            x=x.shape[2] // window_width,
             i=window_height,
         )

@@ -1,0 +1,122 @@
+"""Norm and MLP with recomputation against the same layers under plain autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmvit_backbones.layers.lean import add_residual, linear_gelu, norm_linear, norm_mlp
+from tests.utils import max_error, randomize
+
+
+@pytest.fixture
+def layers() -> nn.ModuleDict:
+    return randomize(
+        nn.ModuleDict(
+            dict(norm=nn.LayerNorm(12), fc1=nn.Linear(12, 20), fc2=nn.Linear(20, 12))
+        )
+    )  # fmt: skip
+
+
+def lean_mlp(m: nn.ModuleDict, x: Tensor) -> Tensor:
+    return norm_mlp(x, m.norm, m.fc1, m.fc2.weight, m.fc2.bias)
+
+
+def plain_mlp(m: nn.ModuleDict, x: Tensor) -> Tensor:
+    return m.fc2(F.gelu(m.fc1(m.norm(x))))
+
+
+def lean_linear(m: nn.ModuleDict, x: Tensor) -> Tensor:
+    return norm_linear(x, m.norm, m.fc1)
+
+
+def plain_linear(m: nn.ModuleDict, x: Tensor) -> Tensor:
+    return m.fc1(m.norm(x))
+
+
+PAIRS = pytest.mark.parametrize(
+    ('lean', 'plain'), [(lean_mlp, plain_mlp), (lean_linear, plain_linear)]
+)
+Function = Callable[[nn.ModuleDict, Tensor], Tensor]
+
+
+@PAIRS
+@pytest.mark.parametrize('autocast', [False, True])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_equals_plain_autograd(
+    lean: Function, plain: Function, autocast: bool, dtype: torch.dtype, layers: nn.ModuleDict
+) -> None:
+    layers = layers.to(dtype)
+    x = torch.randn(2, 3, 5, 12, dtype=dtype, requires_grad=True)
+    results = []
+    for function in (lean, plain):
+        with torch.autocast('cpu', dtype=torch.bfloat16, enabled=autocast):
+            out = function(layers, x)
+        gradients = torch.autograd.grad(
+            out.float().pow(2).sum(),
+            [x, *layers.parameters()],
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        results.append([out, *gradients])
+    for ours, expected in zip(*results, strict=True):
+        assert ours.dtype == expected.dtype
+        tolerance = 0.02 if autocast else 1e-5 if dtype == torch.float32 else 1e-12
+        assert max_error(ours, expected) <= tolerance * float(expected.detach().abs().max())
+
+
+@PAIRS
+def test_frozen_parts_get_no_gradient(
+    lean: Function, plain: Function, layers: nn.ModuleDict
+) -> None:
+    layers.norm.requires_grad_(False)
+    layers.fc1.requires_grad_(False)
+    x = torch.randn(2, 3, 12, requires_grad=True)
+    expected = torch.autograd.grad(plain(layers, x).pow(2).sum(), x)[0]
+    lean(layers, x).pow(2).sum().backward()
+    assert x.grad is not None
+    assert max_error(x.grad, expected) <= 1e-5 * float(expected.abs().max())
+    assert layers.norm.weight.grad is None
+    assert layers.fc1.weight.grad is None
+
+
+def test_keeps_less_for_backward(layers: nn.ModuleDict) -> None:
+    x = torch.randn(1000, 12, requires_grad=True)
+
+    def kept_numbers(function: Function) -> int:
+        kept: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            kept[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            function(layers, x)
+        return sum(count for count in kept.values() if count >= 1000)
+
+    # Tokens, normed tokens, hidden, activated and the norm's two statistics, a token.
+    assert kept_numbers(plain_mlp) == 1000 * (12 + 12 + 20 + 20 + 2)
+    assert kept_numbers(lean_mlp) == 1000 * (12 + 20 + 2)
+
+
+@pytest.mark.parametrize('rows', [0, 1, 1000])
+def test_fused_gelu(rows: int, layers: nn.ModuleDict) -> None:
+    x = torch.randn(rows, 12)
+    expected = F.gelu(layers.fc1(x)).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(linear_gelu(x, layers.fc1), expected, atol=1e-6, rtol=1e-5)
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            half = linear_gelu(x, layers.fc1)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), expected, atol=0.05, rtol=0.02)
+
+
+def test_residual_keeps_the_wider_dtype() -> None:
+    x, branch = torch.ones(2), torch.ones(2, dtype=torch.bfloat16)
+    assert add_residual(x, branch).dtype == torch.float32
+    assert torch.equal(branch, torch.ones(2, dtype=torch.bfloat16))
+    assert add_residual(branch, x).data_ptr() == x.data_ptr()
