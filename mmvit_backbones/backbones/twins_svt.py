@@ -156,8 +156,8 @@ class TwinsSVT(Backbone):
             structure) or a dict of `TwinsSVTArch`'s fields.
         in_channels: Channels of the image.
         out_indices: Stages to return, strictly increasing.
-        out_norm: Norm each returned map, as the authors do for detection and segmentation. The
-            ImageNet weights lack these norms.
+        out_norm: Norm the map at the end of each stage, which is what the next stage gets too, as
+            the authors do for detection and segmentation. The ImageNet weights lack these norms.
         window_padding: What happens in windows that reach over the border: `'mask'` (only tokens
             of the map take part) or `'zero'` (zero tokens take part, as in the authors' detection
             code).
@@ -240,7 +240,7 @@ class TwinsSVT(Backbone):
         self.drop = nn.Dropout(drop_rate)
         self.norm_list = nn.ModuleList(
             nn.LayerNorm(self.arch.embed_dims[i], eps=self.arch.norm_eps)
-            if out_norm and i in self.out_indices
+            if out_norm
             else nn.Identity()
             for i in range(num_stages)
         )
@@ -286,8 +286,9 @@ class TwinsSVT(Backbone):
                 x = self._run_block(block, x)
                 if j == self.arch.peg_after[i]:
                     x = self.pos_block[i](x)
+            x = self.norm_list[i](x)
             if i in self.out_indices:
-                maps.append(self.norm_list[i](x).permute(0, 3, 1, 2))
+                maps.append(x.permute(0, 3, 1, 2))
         return tuple(maps)
 
     @property

@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from mmvit_backbones import TwinsSVT
+from mmvit_backbones import TwinsSVT, convert_state_dict
 from mmvit_backbones.backbones.twins_svt import ARCHS
 from mmvit_backbones.layers.window_attention import WindowAttention
 from tests.utils import max_error, randomize
