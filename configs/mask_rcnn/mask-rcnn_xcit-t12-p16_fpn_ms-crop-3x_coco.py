@@ -1,0 +1,29 @@
+"""Mask R-CNN on XCiT-T12/16, 3x on COCO with varied sizes and crops.
+
+Paper: XCiT, https://arxiv.org/abs/2106.09681, Mask R-CNN on COCO.
+Command: tools/dist_train.sh configs/mask_rcnn/mask-rcnn_xcit-t12-p16_fpn_ms-crop-3x_coco.py 8 --amp
+Batch: 8 GPUs x 2 images = 16; 36 epochs.
+Weights: starts from the authors' ImageNet-1k weights xcit_tiny_12_p16_384_dist.pth (distilled,
+    384 x 384), as the example in their README does; downloaded at the first start.
+Status: untested
+box AP 42.7, mask AP 38.5 on val2017, reported by the authors' README.
+"""
+
+_base_ = [
+    '../_base_/models/mask-rcnn_xcit_fpn.py',
+    '../_base_/datasets/coco_instance_ms-crop.py',
+    '../_base_/schedules/schedule_3x.py',
+    '../_base_/det_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        init_cfg=dict(
+            type='mmvit_backbones.Pretrained',
+            checkpoint='https://dl.fbaipublicfiles.com/xcit/xcit_tiny_12_p16_384_dist.pth',
+        ),
+    ),
+)
+
+# No weight decay for layer norms. Batch norms, named otherwise, keep it as in the authors' code.
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'norm': dict(decay_mult=0.0)}))

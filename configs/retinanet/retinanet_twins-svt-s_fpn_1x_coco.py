@@ -1,0 +1,24 @@
+"""RetinaNet on Twins-SVT-S, 1x on COCO.
+
+Paper: Twins, https://arxiv.org/abs/2104.13840, Table 3 (RetinaNet, 1x).
+Command: tools/dist_train.sh configs/retinanet/retinanet_twins-svt-s_fpn_1x_coco.py 8
+Batch: 8 GPUs x 2 images = 16; 12 epochs.
+Weights: starts from the authors' ImageNet-1k weights alt_gvt_small.pth: save the file, linked in
+    https://github.com/Meituan-AutoML/Twins, as pretrained/alt_gvt_small.pth.
+Status: untested
+box AP 43.0 on val2017, reported by the paper, there with zeros in padded windows
+    (window_padding='zero'); here padding takes no part in attention.
+"""
+
+_base_ = [
+    '../_base_/models/retinanet_twins-svt_fpn.py',
+    '../_base_/datasets/coco_detection.py',
+    '../_base_/schedules/schedule_1x.py',
+    '../_base_/det_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        init_cfg=dict(type='mmvit_backbones.Pretrained', checkpoint='pretrained/alt_gvt_small.pth'),
+    ),
+)

@@ -1,0 +1,46 @@
+"""Mask R-CNN on a toy XCiT, on the synthetic shapes: minutes on a CPU.
+
+Paper: none, the sizes are ours; XCiT is https://arxiv.org/abs/2106.09681.
+Data: tools/make_shapes.py data/shapes
+Command: tools/train.py configs/shapes/mask-rcnn_xcit-toy_fpn_shapes.py
+Batch: 1 process x 8 images; 8 epochs x 100 iterations.
+Weights: none, from scratch.
+Status: untested
+"""
+
+_base_ = [
+    '../_base_/models/mask-rcnn_xcit_fpn.py',
+    '../_base_/datasets/shapes_instance.py',
+    '../_base_/schedules/shapes_detection.py',
+    '../_base_/det_runtime.py',
+]
+
+# The shapes are 16 to 64 px wide: anchors have 16 px at stride 4, and RoIs of 16 px belong there.
+# Group norms let neck and head learn from scratch.
+norm_cfg = dict(type='GN', num_groups=8)
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmvit_backbones.XCiT',
+        arch=dict(embed_dims=96, depth=6, num_heads=4, layer_scale=1.0),
+        patch_size=8,
+        norm_cfg=norm_cfg,
+    ),
+    neck=dict(in_channels=[96, 96, 96, 96], out_channels=64, num_outs=4, norm_cfg=norm_cfg),
+    rpn_head=dict(
+        in_channels=64,
+        feat_channels=64,
+        anchor_generator=dict(scales=[4], strides=[4, 8, 16, 32]),
+    ),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=64, finest_scale=16),
+        bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=4),
+        mask_roi_extractor=dict(out_channels=64, finest_scale=16),
+        mask_head=dict(
+            num_convs=2, in_channels=64, conv_out_channels=64, num_classes=4, norm_cfg=norm_cfg
+        ),
+    ),
+    train_cfg=dict(rpn_proposal=dict(max_per_img=200), rcnn=dict(sampler=dict(num=64))),
+    test_cfg=dict(rpn=dict(max_per_img=200)),
+)
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=2, max_keep_ckpts=2))

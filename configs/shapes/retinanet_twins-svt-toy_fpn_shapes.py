@@ -1,0 +1,48 @@
+"""RetinaNet on a toy Twins-SVT, on the synthetic shapes: minutes on a CPU.
+
+Paper: none, the sizes are ours; Twins-SVT is https://arxiv.org/abs/2104.13840.
+Data: tools/make_shapes.py data/shapes
+Command: tools/train.py configs/shapes/retinanet_twins-svt-toy_fpn_shapes.py
+Batch: 1 process x 8 images; 8 epochs x 100 iterations.
+Weights: none, from scratch.
+Status: untested
+"""
+
+_base_ = [
+    '../_base_/models/retinanet_twins-svt_fpn.py',
+    '../_base_/datasets/shapes_detection.py',
+    '../_base_/schedules/shapes_detection.py',
+    '../_base_/det_runtime.py',
+]
+
+# The shapes are 16 to 64 px wide: the pyramid starts at stride 4, where anchors have 16 px.
+# Group norms let neck and head learn from scratch.
+norm_cfg = dict(type='GN', num_groups=8)
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='mmvit_backbones.TwinsSVT',
+        arch=dict(
+            embed_dims=(32, 64, 128, 160),
+            stages=('LG', 'LG', 'LG', 'LG'),
+            num_heads=(1, 2, 4, 5),
+        ),
+        out_indices=(0, 1, 2, 3),
+    ),
+    neck=dict(
+        in_channels=[32, 64, 128, 160],
+        out_channels=64,
+        add_extra_convs=False,
+        num_outs=4,
+        norm_cfg=norm_cfg,
+    ),
+    bbox_head=dict(
+        num_classes=4,
+        in_channels=64,
+        feat_channels=64,
+        stacked_convs=2,
+        norm_cfg=norm_cfg,
+        anchor_generator=dict(strides=[4, 8, 16, 32]),
+    ),
+)
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=2, max_keep_ckpts=2))

@@ -1,0 +1,40 @@
+"""Semantic FPN on a toy Twins-SVT, on the synthetic shapes: minutes on a CPU.
+
+Paper: none, the sizes are ours; Twins-SVT is https://arxiv.org/abs/2104.13840.
+Data: tools/make_shapes.py data/shapes
+Command: tools/train.py configs/shapes/twins_svt-toy_sem-fpn_shapes.py
+Batch: 1 process x 8 images; 800 iterations = 8 epochs.
+Weights: none, from scratch.
+Status: untested
+"""
+
+_base_ = [
+    '../_base_/models/sem-fpn_twins-svt.py',
+    '../_base_/datasets/shapes_segmentation.py',
+    '../_base_/schedules/shapes_segmentation.py',
+    '../_base_/seg_runtime.py',
+]
+
+# Group norms let neck and head learn from scratch.
+norm_cfg = dict(type='GN', num_groups=8)
+model = dict(
+    data_preprocessor=dict(size=(160, 160)),
+    backbone=dict(
+        _delete_=True,
+        type='mmvit_backbones.TwinsSVT',
+        arch=dict(
+            embed_dims=(32, 64, 128, 160),
+            stages=('LG', 'LG', 'LG', 'LG'),
+            num_heads=(1, 2, 4, 5),
+        ),
+        out_indices=(0, 1, 2, 3),
+    ),
+    neck=dict(in_channels=[32, 64, 128, 160], out_channels=64, norm_cfg=norm_cfg),
+    decode_head=dict(
+        in_channels=[64, 64, 64, 64],
+        channels=64,
+        num_classes=5,
+        norm_cfg=norm_cfg,
+    ),
+)
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=200, max_keep_ckpts=2))

@@ -1,0 +1,37 @@
+"""UperNet on a toy XCiT, on the synthetic shapes: minutes on a CPU.
+
+Paper: none, the sizes are ours; XCiT is https://arxiv.org/abs/2106.09681.
+Data: tools/make_shapes.py data/shapes
+Command: tools/train.py configs/shapes/xcit-toy_uperhead_shapes.py
+Batch: 1 process x 8 images; 800 iterations = 8 epochs.
+Weights: none, from scratch.
+Status: untested
+"""
+
+_base_ = [
+    '../_base_/models/upernet_xcit.py',
+    '../_base_/datasets/shapes_segmentation.py',
+    '../_base_/schedules/shapes_segmentation.py',
+    '../_base_/seg_runtime.py',
+]
+
+# Group norms: the pooling branch norms single pixels, which batch norm can't with one image.
+norm_cfg = dict(type='GN', num_groups=8)
+model = dict(
+    data_preprocessor=dict(size=(160, 160)),
+    backbone=dict(
+        _delete_=True,
+        type='mmvit_backbones.XCiT',
+        arch=dict(embed_dims=96, depth=6, num_heads=4, layer_scale=1.0),
+        patch_size=8,
+        norm_cfg=norm_cfg,
+    ),
+    decode_head=dict(
+        in_channels=[96, 96, 96, 96],
+        channels=64,
+        num_classes=5,
+        norm_cfg=norm_cfg,
+    ),
+    auxiliary_head=dict(in_channels=96, channels=64, num_classes=5, norm_cfg=norm_cfg),
+)
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=200, max_keep_ckpts=2))

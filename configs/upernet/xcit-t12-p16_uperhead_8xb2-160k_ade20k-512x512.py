@@ -1,0 +1,29 @@
+"""UperNet on XCiT-T12/16, 160k iterations on ADE20K at 512 x 512.
+
+Paper: XCiT, https://arxiv.org/abs/2106.09681, UperNet on ADE20K.
+Command: tools/dist_train.sh configs/upernet/xcit-t12-p16_uperhead_8xb2-160k_ade20k-512x512.py 8
+Batch: 8 GPUs x 2 images = 16; 160,000 iterations.
+Weights: starts from the authors' ImageNet-1k weights xcit_tiny_12_p16_384_dist.pth (distilled,
+    384 x 384), as the example in their README does; downloaded at the first start.
+Status: untested
+mIoU 41.5 on validation, reported by the authors' README.
+"""
+
+_base_ = [
+    '../_base_/models/upernet_xcit.py',
+    '../_base_/datasets/ade20k_512x512.py',
+    '../_base_/schedules/schedule_160k.py',
+    '../_base_/seg_runtime.py',
+]
+
+model = dict(
+    backbone=dict(
+        init_cfg=dict(
+            type='mmvit_backbones.Pretrained',
+            checkpoint='https://dl.fbaipublicfiles.com/xcit/xcit_tiny_12_p16_384_dist.pth',
+        ),
+    ),
+)
+
+# No weight decay for layer norms. Batch norms, named otherwise, keep it as in the authors' code.
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'norm': dict(decay_mult=0.0)}))
