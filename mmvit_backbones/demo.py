@@ -160,12 +160,13 @@ def _run_tool(arguments: Sequence[str | Path], log: Path) -> float:
         )
         assert process.stdout is not None
         shown = time.monotonic()
-        for line in process.stdout:
-            log_file.write(line)
-            step = re.search(r'(Epoch|Iter)\((train|test)\).*', line)
-            if step and time.monotonic() - shown > 10:
-                shown = time.monotonic()
-                print(f'  {step[0][:110].rstrip()}', flush=True)
+        with process.stdout:
+            for line in process.stdout:
+                log_file.write(line)
+                step = re.search(r'(Epoch|Iter)\((train|test)\).*', line)
+                if step and time.monotonic() - shown > 10:
+                    shown = time.monotonic()
+                    print(f'  {step[0][:110].rstrip()}', flush=True)
     # wait4 tells the memory of this child alone; psutil and the like would have to poll.
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

@@ -17,7 +17,11 @@ MODELS = Registry(
     'model',
     parent=MMENGINE_MODELS,
     scope=SCOPE,
-    locations=['mmvit_backbones.backbones', 'mmvit_backbones.necks'],
+    locations=[
+        'mmvit_backbones.backbones',
+        'mmvit_backbones.necks',
+        'mmvit_backbones.distillation',
+    ],
 )
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope=SCOPE, locations=['mmvit_backbones.engine'])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(

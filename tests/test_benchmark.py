@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmvit_backbones import benchmark
 
@@ -21,13 +22,12 @@ def test_exponent_of_a_power_law() -> None:
 
 @pytest.mark.parametrize('network', ['twins_svt_small', 'xcit_small_12_p16'])
 def test_peers_have_the_same_maps(network: str) -> None:
-    import torch
-
     x = torch.zeros(1, 3, 64, 96)
     shapes = {}
     for name, model in benchmark.build_subjects(network).items():
+        model.eval()
         with torch.no_grad():
-            shapes[name] = [tuple(m.shape) for m in model.eval()(x)]
+            shapes[name] = [tuple(m.shape) for m in model(x)]
     assert {'ours', 'timm', 'mmpretrain'} <= shapes.keys()
     assert all(found == shapes['ours'] for found in shapes.values()), shapes
 

@@ -3,7 +3,7 @@
 Paper: none, the sizes are ours; Twins-SVT is https://arxiv.org/abs/2104.13840.
 Data: tools/make_shapes.py data/shapes
 Command: tools/train.py configs/shapes/mask-rcnn_twins-svt-toy_fpn_shapes.py
-Batch: 1 process x 8 images; 8 epochs x 100 iterations.
+Batch: 1 process x 4 images; 4 epochs x 200 iterations.
 Weights: none, from scratch.
 Status: untested
 """
@@ -26,6 +26,7 @@ model = dict(
             embed_dims=(32, 64, 128, 160),
             stages=('LG', 'LG', 'LG', 'LG'),
             num_heads=(1, 2, 4, 5),
+            paper_init=False,  # too small for so narrow a network
         ),
         out_indices=(0, 1, 2, 3),
     ),

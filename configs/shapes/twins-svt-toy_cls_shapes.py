@@ -3,7 +3,7 @@
 Paper: none, the sizes are ours; Twins-SVT is https://arxiv.org/abs/2104.13840.
 Data: tools/make_shapes.py data/shapes
 Command: tools/train.py configs/shapes/twins-svt-toy_cls_shapes.py
-Batch: 1 process x 16 images; 8 epochs x 50 iterations.
+Batch: 1 process x 16 images; 12 epochs x 50 iterations.
 Weights: none, from scratch.
 Status: untested
 """
@@ -22,6 +22,7 @@ model = dict(
             embed_dims=(32, 64, 128, 160),
             stages=('LG', 'LG', 'LG', 'LG'),
             num_heads=(1, 2, 4, 5),
+            paper_init=False,  # too small for so narrow a network
         ),
         drop_path_rate=0.0,
     ),

@@ -3,7 +3,7 @@
 Paper: none, the sizes are ours; Twins-SVT is https://arxiv.org/abs/2104.13840.
 Data: tools/make_shapes.py data/shapes
 Command: tools/train.py configs/shapes/twins_svt-toy_sem-fpn_shapes.py
-Batch: 1 process x 8 images; 800 iterations = 8 epochs.
+Batch: 1 process x 4 images; 600 iterations = 3 epochs.
 Weights: none, from scratch.
 Status: untested
 """
@@ -17,6 +17,8 @@ _base_ = [
 
 # Group norms let neck and head learn from scratch.
 norm_cfg = dict(type='GN', num_groups=8)
+# Nine pixels in ten are background.
+class_weight = [0.3, 1.0, 1.0, 1.0, 1.0]
 model = dict(
     data_preprocessor=dict(size=(160, 160)),
     backbone=dict(
@@ -26,6 +28,7 @@ model = dict(
             embed_dims=(32, 64, 128, 160),
             stages=('LG', 'LG', 'LG', 'LG'),
             num_heads=(1, 2, 4, 5),
+            paper_init=False,  # too small for so narrow a network
         ),
         out_indices=(0, 1, 2, 3),
     ),
@@ -35,6 +38,7 @@ model = dict(
         channels=64,
         num_classes=5,
         norm_cfg=norm_cfg,
+        loss_decode=dict(class_weight=class_weight),
     ),
 )
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=200, max_keep_ckpts=2))

@@ -1,6 +1,7 @@
 """Scenes of coloured shapes on textured backgrounds, each a pure function of its seed.
 
-Colour, size and background say nothing about the class, so a network has to learn the outline.
+Each class has its own range of hues, which a small network learns within minutes; one shape in
+sixteen has any hue, so that the outline tells more. Size and background say nothing of the class.
 A scene holds what detection, instance and semantic segmentation need: later shapes cover earlier
 ones, and every mask is the part that stays visible.
 
@@ -9,6 +10,7 @@ Legend: H and W are the image's height and width in pixels.
 
 from __future__ import annotations
 
+import colorsys
 import math
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -38,6 +40,8 @@ _MIN_VISIBLE_SHARE = 0.5
 # Circumradius by corner count, so that the classes have about the area of a circle of radius 1.
 _CORNER_RADIUS = {3: 1.45, 4: 1.25}
 _RING_HOLE = 0.55
+_HUE_SPREAD = 0.09  # to both sides, in turns; the classes' hues lie a quarter turn apart
+_STRANGE_HUE_SHARE = 1 / 16
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,7 @@ class _Canvas:
             owner = np.where(coverage >= 0.5, number, self.owner)
             visible = np.bincount(owner.ravel(), minlength=number + 1)[1:number]
             if np.all(visible >= _MIN_VISIBLE_SHARE * np.array(self.full_areas)):
-                self._paint(coverage, number)
+                self._paint(coverage, number, label)
                 self._note(label, is_crowd=False)
                 return
 
@@ -173,7 +177,7 @@ class _Canvas:
         number = len(self.labels) + 1
         for _ in range(self.rng.integers(12, 21)):
             centre = tuple(low + self.rng.uniform(0.1, 0.9) * spread for low in corner)
-            self._paint(self._cover(label, self.rng.uniform(5, 8), centre), number)
+            self._paint(self._cover(label, self.rng.uniform(5, 8), centre), number, label)
         self._note(label, is_crowd=True)
 
     def to_scene(self) -> Scene:
@@ -195,8 +199,8 @@ class _Canvas:
         turn = self.rng.uniform(-_MAX_TURN, _MAX_TURN)
         return _draw_coverage(SHAPE_CLASSES[label], diameter / 2, turn, centre, self.size)
 
-    def _paint(self, coverage: FloatArray, number: int) -> None:
-        colour = self._pick_colour()
+    def _paint(self, coverage: FloatArray, number: int, label: int) -> None:
+        colour = self._pick_colour(label)
         self.shape_colours.append(colour)
         self.pixels += coverage[..., None] * (colour.astype(np.float32) - self.pixels)
         self.owner[coverage >= 0.5] = number
@@ -209,9 +213,14 @@ class _Canvas:
         self.is_crowd.append(is_crowd)
         self.full_areas.append(int((self.owner == len(self.labels)).sum()))
 
-    def _pick_colour(self) -> npt.NDArray[np.float64]:
+    def _pick_colour(self, label: int) -> npt.NDArray[np.float64]:
         """The one of some random colours that stands out best from what is there already."""
-        candidates = self.rng.uniform(0, 255, (12, 3))
+        hues = label / len(SHAPE_CLASSES) + self.rng.uniform(-_HUE_SPREAD, _HUE_SPREAD, 12)
+        if self.rng.uniform() < _STRANGE_HUE_SHARE:
+            hues = self.rng.uniform(0, 1, 12)
+        saturations, values = self.rng.uniform(0.5, 1, 12), self.rng.uniform(0.35, 1, 12)
+        hsv = np.stack((hues % 1, saturations, values), axis=-1)
+        candidates = 255 * np.array([colorsys.hsv_to_rgb(*colour) for colour in hsv])
         # Shapes meet the background far more often than each other.
         to_background = _distances(candidates, self.background_colours).min(axis=1)
         if not self.shape_colours:

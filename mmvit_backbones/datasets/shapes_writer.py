@@ -30,7 +30,7 @@ FORMATS = ('coco', 'ade', 'imagenet')
 MANIFEST = 'shapes.json'
 
 # To be raised when the same arguments begin to give other data.
-_VERSION = 1
+_VERSION = 2
 _MAX_SEED = 2**32 - 1
 _MAX_IMAGES = 2**31
 _SIZE_VARIATION = 0.2

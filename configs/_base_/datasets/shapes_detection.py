@@ -25,7 +25,7 @@ test_pipeline = [
 
 # Empty images stay in: they teach what is no shape.
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=4,
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),

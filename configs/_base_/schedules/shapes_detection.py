@@ -1,5 +1,5 @@
-# Minutes on a CPU: 8 epochs of 100 iterations.
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=8, val_interval=8)
+# Minutes on a CPU: 4 epochs of 200 iterations.
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=4, val_interval=4)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
@@ -15,10 +15,10 @@ param_scheduler = [
         type='CosineAnnealingLR',
         by_epoch=True,
         begin=0,
-        end=8,
+        end=4,
         eta_min=0.0,
         convert_to_iter_based=True,
     ),
 ]
-auto_scale_lr = dict(enable=False, base_batch_size=8)
+auto_scale_lr = dict(enable=False, base_batch_size=4)
 randomness = dict(seed=0)

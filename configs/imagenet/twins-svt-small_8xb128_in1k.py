@@ -1,0 +1,17 @@
+"""Twins-SVT-S on ImageNet-1k at 224 x 224, as in the Twins paper (section 4.1).
+
+Paper: Twins, https://arxiv.org/abs/2104.13840, Table 1 (ImageNet-1k).
+Command: tools/dist_train.sh configs/imagenet/twins-svt-small_8xb128_in1k.py 8
+Batch: 8 GPUs x 128 images = 1024; 300 epochs.
+Weights: none, from scratch.
+Status: untested
+Top-1 81.7 on validation, reported by the paper.
+    The authors' log of this size shows twice the learning rate of the paper, 0.002.
+"""
+
+_base_ = [
+    '../_base_/models/classifier_twins-svt.py',
+    '../_base_/datasets/imagenet_224.py',
+    '../_base_/schedules/imagenet_300e.py',
+    '../_base_/cls_runtime.py',
+]

@@ -1,0 +1,22 @@
+"""Twins-SVT-S on ImageNet-1k, fine-tuned at 384 x 384.
+
+Paper: none, the settings are ours; Twins-SVT is https://arxiv.org/abs/2104.13840.
+Command: tools/dist_train.sh configs/imagenet/twins-svt-small_8xb64_in1k-384px.py 8
+Batch: 8 GPUs x 64 images = 512; 30 epochs.
+Weights: to fine-tune, those of the model trained at 224: --cfg-options
+    model.init_cfg.type=mmvit_backbones.Pretrained
+    model.init_cfg.checkpoint=<file> (ours, the authors' or timm's).
+Status: untested
+No number is reported for this resolution.
+"""
+
+_base_ = [
+    '../_base_/models/classifier_twins-svt.py',
+    '../_base_/datasets/imagenet_384_full-crop.py',
+    '../_base_/schedules/imagenet_finetune_30e.py',
+    '../_base_/cls_runtime.py',
+]
+
+# As in the training at 224, each image comes once an epoch.
+train_dataloader = dict(sampler=dict(_delete_=True, type='DefaultSampler', shuffle=True))
+optim_wrapper = dict(clip_grad=dict(max_norm=5.0))

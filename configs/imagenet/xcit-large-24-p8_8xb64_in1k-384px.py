@@ -1,0 +1,25 @@
+"""XCiT-L24/8 on ImageNet-1k at 384 x 384: fine-tuning, and the test of the authors' weights.
+
+Paper: XCiT, https://arxiv.org/abs/2106.09681, Table 1 (ImageNet-1k).
+Command: tools/dist_train.sh configs/imagenet/xcit-large-24-p8_8xb64_in1k-384px.py 8
+Batch: 8 GPUs x 64 images = 512; 30 epochs.
+Weights: to fine-tune, those of the model trained at 224: --cfg-options
+    model.init_cfg.type=mmvit_backbones.Pretrained
+    model.init_cfg.checkpoint=<file> (ours, the authors' or timm's).
+Status: untested
+Top-1 86.0 on validation for xcit_large_24_p8_384_dist.pth (distilled), reported by the authors' README.
+    Their settings for training at 384 are not published: the schedule here is ours.
+"""
+
+_base_ = [
+    '../_base_/models/classifier_xcit.py',
+    '../_base_/datasets/imagenet_384_full-crop.py',
+    '../_base_/schedules/imagenet_finetune_30e.py',
+    '../_base_/cls_runtime.py',
+]
+
+model = dict(
+    backbone=dict(arch='large-24', patch_size=8, out_indices=(23,)),
+    neck=dict(in_channels=768, num_heads=16, layer_scale=1e-5),
+    head=dict(in_channels=768),
+)

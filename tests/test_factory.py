@@ -1,0 +1,251 @@
+"""Models by name, against timm and vit-pytorch, and what users do with models."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from mmvit_backbones import TwinsSVT, XCiT, create_model, list_models
+from mmvit_backbones.factory import Classifier, average_pooling_of
+from mmvit_backbones.necks import ClassAttentionPooling
+from tests.oracles import xcit_from_timm, xcit_from_vit_pytorch
+from tests.utils import max_error, randomize
+
+TWINS = [f'twins_svt_{size}' for size in ('small', 'base', 'large')]
+XCITS = [
+    f'xcit_{size}_p{patch_size}'
+    for size in ('nano_12', 'tiny_12', 'tiny_24', 'small_12', 'small_24', 'medium_24', 'large_24')
+    for patch_size in (8, 16)
+]
+SMALLEST = ['twins_svt_small', 'twins_svt_vit_pytorch', 'xcit_nano_12_p16', 'xcit_nano_12_p8']
+IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def load_classifier(
+    model: Classifier, backbone: dict[str, Tensor], neck: dict[str, Tensor], fc: dict[str, Tensor]
+) -> Classifier:
+    model.double().eval()
+    model.backbone.load_state_dict(backbone)
+    model.neck.load_state_dict(neck)
+    model.head.fc.load_state_dict(fc)
+    return model
+
+
+def take(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+
+
+def test_names() -> None:
+    assert list_models() == [*TWINS, 'twins_svt_vit_pytorch', *XCITS]
+
+
+@pytest.mark.parametrize('name', list_models())
+def test_dense_backbone(name: str) -> None:
+    with torch.device('meta'):
+        model = create_model(name)
+        maps = model(torch.empty(1, 3, 64, 96))
+    assert isinstance(model, TwinsSVT if name.startswith('twins') else XCiT)
+    assert model.out_strides == (4, 8, 16, 32)
+    for x, channels, stride in zip(maps, model.out_channels, model.out_strides, strict=True):
+        assert x.shape == (1, channels, 64 // stride, 96 // stride)
+
+
+@pytest.mark.parametrize('name', SMALLEST)
+def test_classifier(name: str) -> None:
+    model = create_model(name, num_classes=10, drop_path_rate=0.1)
+    assert model(IMAGES).shape == (2, 10)
+    assert model.features(IMAGES).shape == (2, *model.out_channels)
+    assert 0.015 < model.head.fc.weight.std() < 0.025
+    assert not model.head.fc.bias.any()
+    model.train()(IMAGES).sum().backward()
+    assert not [n for n, p in model.named_parameters() if p.grad is None]
+
+
+@pytest.mark.parametrize('name', SMALLEST)
+def test_no_classes_give_features(name: str) -> None:
+    model = create_model(name, num_classes=0).eval()
+    with torch.no_grad():
+        assert torch.equal(model(IMAGES), model.features(IMAGES))
+    assert not [n for n in model.state_dict() if n.startswith('head')]
+
+
+def test_options_go_to_the_backbone() -> None:
+    model = create_model('twins_svt_small', num_classes=2, in_channels=1, frozen_stages=4)
+    assert model(torch.randn(1, 1, 32, 32)).shape == (1, 2)
+    trained = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert {n.split('.')[0] for n in trained} == {'neck', 'head'}
+    assert create_model('xcit_nano_12_p16', pyramid=False).out_strides == (16,) * 4
+
+
+@pytest.mark.parametrize(
+    'options', [{'arch': 'base'}, {'num_classes': 2, 'out_indices': (3,)}, {'no_such': 1}]
+)
+def test_wrong_options(options: dict) -> None:
+    with pytest.raises(TypeError):
+        create_model('twins_svt_small', **options)
+
+
+def test_wrong_names_and_numbers() -> None:
+    with pytest.raises(ValueError, match=r'did you mean .*xcit_small_12_p16'):
+        create_model('xcit_small_12_p1')
+    with pytest.raises(ValueError, match=r"got 'resnet': list_models\(\) gives"):
+        create_model('resnet')
+    with pytest.raises(ValueError, match='num_classes must be 0 or more, got -1'):
+        create_model('xcit_nano_12_p16', num_classes=-1)
+
+
+@pytest.mark.parametrize('name', TWINS)
+def test_twins_logits_equal_timms(name: str) -> None:
+    reference = randomize(timm.create_model(name, num_classes=7)).double().eval()
+    weights = reference.state_dict()
+    neck = {f'norm.{k}': v for k, v in take(weights, 'norm.').items()}
+    inner = {k: v for k, v in weights.items() if not k.startswith(('norm.', 'head.'))}
+    model = create_model(name, num_classes=7)
+    load_classifier(model, inner, neck, take(weights, 'head.'))
+    x = torch.randn(1, 3, 224, 224, dtype=torch.float64)
+    with torch.no_grad():
+        assert max_error(model(x), reference(x)) <= 1e-9
+
+
+@pytest.mark.parametrize('name', XCITS)
+def test_xcit_logits_equal_timms(name: str) -> None:
+    """At the sizes above small with two blocks: the rest of the depth is more of the same."""
+    is_large = name.startswith(('xcit_small_24', 'xcit_medium', 'xcit_large', 'xcit_tiny_24'))
+    cut = {'depth': 2} if is_large else {}
+    reference = randomize(timm.create_model(f'{name}_224', num_classes=7, **cut)).double().eval()
+    backbone, neck = xcit_from_timm(reference.state_dict())
+    model = create_model(name, num_classes=7)
+    if is_large:
+        del model.backbone.blocks[2:]
+        model.backbone.out_indices = (1,)
+    load_classifier(model, backbone, neck, take(reference.state_dict(), 'head.'))
+    x = torch.randn(1, 3, 96, 64, dtype=torch.float64)
+    with torch.no_grad():
+        assert max_error(model(x), reference(x)) <= 1e-9
+
+
+def test_vit_pytorch_xcit_logits() -> None:
+    from vit_pytorch.xcit import XCiT as Reference
+
+    reference = Reference(
+        image_size=64,
+        patch_size=16,
+        num_classes=7,
+        dim=24,
+        depth=3,
+        cls_depth=2,
+        heads=3,
+        mlp_dim=40,
+        dim_head=8,
+    )
+    reference = randomize(reference).double().eval()
+    arch = dict(
+        embed_dims=24,
+        depth=3,
+        num_heads=3,
+        head_dims=8,
+        mlp_dims=40,
+        layout='vit-pytorch',
+        grid_size=(4, 4),
+    )
+    xcit = XCiT(arch, patch_size=16, out_indices=(2,), pyramid=False)
+    model = Classifier(xcit, ClassAttentionPooling(**xcit.arch.class_attention), num_classes=7)
+    backbone, neck = xcit_from_vit_pytorch(reference.state_dict(), patch_size=16)
+    load_classifier(model, backbone, neck, take(reference.state_dict(), 'mlp_head.1.'))
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        assert max_error(model(x), reference(x)) <= 1e-9
+
+
+def test_vit_pytorch_twins_logits() -> None:
+    from vit_pytorch.twins_svt import TwinsSVT as Reference
+
+    from mmvit_backbones import load_checkpoint
+
+    reference = randomize(Reference(num_classes=7)).double().eval()
+    model = create_model('twins_svt_vit_pytorch', num_classes=7)
+    report = load_checkpoint(model, reference.state_dict())
+    assert not report.missing
+    assert not report.unexpected
+    x = torch.randn(1, 3, 224, 224, dtype=torch.float64)
+    with torch.no_grad():
+        assert max_error(model.double().eval()(x), reference(x)) <= 1e-9
+
+
+def test_neck_of_vit_pytorchs_twins_has_no_norm() -> None:
+    has_norm = {
+        arch: bool(list(average_pooling_of(TwinsSVT(arch, out_indices=(3,))).parameters()))
+        for arch in ('small', 'vit-pytorch')
+    }
+    assert has_norm == {'small': True, 'vit-pytorch': False}
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    with torch.no_grad():
+        return torch.equal(first.eval()(IMAGES), second.eval()(IMAGES))
+
+
+@pytest.mark.parametrize('name', ['twins_svt_small', 'xcit_nano_12_p16'])
+def test_copies(name: str) -> None:
+    model = create_model(name, num_classes=3)
+    assert same(model, copy.deepcopy(model))
+    assert same(model, pickle.loads(pickle.dumps(model)))
+    other = create_model(name, num_classes=3)
+    assert not same(model, other)
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    buffer.seek(0)
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    assert same(model, other)
+
+
+@pytest.mark.parametrize('name', ['twins_svt_small', 'xcit_nano_12_p16'])
+def test_average_over_training(name: str) -> None:
+    model = create_model(name, num_classes=3)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
+    average.update_parameters(model)
+    assert same(average, model)
+
+
+# A hint about speed: the strides of a dimension of size 1 differ, and mean nothing.
+@pytest.mark.filterwarnings('ignore:Grad strides do not match bucket view strides')
+def test_data_parallel_with_every_parameter_in_use(tmp_path: Path) -> None:
+    """DDP fails in the second step if a parameter got no gradient in the first."""
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{tmp_path / "rendezvous"}', rank=0, world_size=1
+    )
+    try:
+        for name in ('twins_svt_small', 'xcit_nano_12_p16'):
+            model = nn.parallel.DistributedDataParallel(create_model(name, num_classes=3))
+            for _ in range(2):
+                model(IMAGES).sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_state_dicts_are_those_of_mmpretrain() -> None:
+    from mmengine.registry import DefaultScope
+    from mmpretrain.registry import MODELS
+
+    twins = create_model('twins_svt_small', num_classes=5)
+    config = dict(
+        type='ImageClassifier',
+        backbone=dict(
+            type='mmvit_backbones.TwinsSVT', arch='small', out_indices=(3,), out_norm=False
+        ),
+        neck=dict(type='mmvit_backbones.NormAveragePooling', in_channels=512),
+        head=dict(type='LinearClsHead', num_classes=5, in_channels=512),
+    )
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        classifier = MODELS.build(config).eval()
+    classifier.load_state_dict(twins.state_dict(), strict=True)
+    with torch.no_grad():
+        assert torch.equal(classifier(IMAGES, mode='tensor'), twins.eval()(IMAGES))
