@@ -99,7 +99,7 @@ def test_detector_with_mmdets_tools_then_ours(workspace):
         cwd=workspace,
     )
     assert 'resumed epoch: 1, iter: 3' in printed
-    assert 'Scaling the original LR by 0.25' in printed
+    assert 'Scaling the original LR by 0.5' in printed
     assert 'Epoch(train) [2][3/3]' in printed
     assert 'Epoch(train) [1][' not in printed
 

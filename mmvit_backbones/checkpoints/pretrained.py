@@ -35,11 +35,12 @@ class Pretrained:
             FileNotFoundError: If there is no such file.
             ValueError: If it is refused, damaged or does not fit.
         """
+        # MMEngine would run the children's own initialisation after this one and undo it. Run
+        # before, it serves what the checkpoint does not fill, such as a new head.
+        for child in module.children():
+            if isinstance(child, BaseModule) and not child.is_init:
+                child.init_weights()
         report = load_checkpoint(module, self.checkpoint, self.dialect, self.sha256)
         print_log(f'{self.checkpoint}: {report}', logger='current')
-        # MMEngine runs the children's own initialisation after this one; it must not undo it.
-        for child in module.modules():
-            if isinstance(child, BaseModule) and child is not module:
-                child.is_init = True
         if hasattr(module, '_params_init_info'):
             update_init_info(module, init_info=f'Pretrained: {self.checkpoint}')

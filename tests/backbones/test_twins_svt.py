@@ -271,6 +271,22 @@ def test_channels_last_input_gives_the_same() -> None:
             assert max_error(a, b) <= 1e-12
 
 
+def test_compiles_as_one_graph() -> None:
+    model = randomize(TwinsSVT(TINY, out_indices=(0,))).train()
+    compiled = torch.compile(model, fullgraph=True, backend='eager')
+    for size in [(64, 96), (97, 75)]:
+        x = torch.randn(1, 3, *size)
+        results = []
+        for function in (compiled, model):
+            outputs = function(x)
+            gradients = torch.autograd.grad(
+                sum(out.square().sum() for out in outputs), list(model.parameters())
+            )
+            results.append([*outputs, *gradients])
+        for ours, expected in zip(*results, strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
+
+
 def test_empty_batch() -> None:
     shapes = [tuple(out.shape) for out in TwinsSVT(TINY)(torch.zeros(0, 3, 64, 64))]
     assert shapes == [(0, 8, 16, 16), (0, 12, 8, 8), (0, 16, 4, 4), (0, 20, 2, 2)]
