@@ -217,7 +217,8 @@ def draw_contact_sheet(job: Job, pictures: Path, out: Path) -> None:
     files = sorted(path for path in pictures.rglob('*') if path.suffix in ('.jpg', '.png'))
     chosen = files[:: max(len(files) // NUM_PICTURES, 1)][:NUM_PICTURES]
     figure, axes = plt.subplots(2, NUM_PICTURES // 2, figsize=(15, 5.5), layout='constrained')
-    figure.suptitle(job.name)
+    is_pair = 'top-1' not in job.metrics  # of classified images only the one with its labels
+    figure.suptitle(job.name + (': ground truth left, prediction right' if is_pair else ''))
     for axis, file in zip(axes.flat, chosen, strict=False):
         axis.imshow(plt.imread(file))
         axis.set_title(file.stem, fontsize=8)
