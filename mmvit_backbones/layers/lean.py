@@ -18,7 +18,15 @@ from torch.autograd.function import once_differentiable
 
 from mmvit_backbones.layers.precision import compute_dtype, without_autocast
 
-_ONEDNN_DTYPES = (torch.float32, torch.bfloat16) if torch.backends.mkldnn.is_available() else ()
+
+def _list_onednn_dtypes() -> tuple[torch.dtype, ...]:
+    if not torch.backends.mkldnn.is_available():
+        return ()
+    has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # older processors refuse it
+    return (torch.float32, torch.bfloat16) if has_bfloat16 else (torch.float32,)
+
+
+_ONEDNN_DTYPES = _list_onednn_dtypes()
 
 
 def norm_linear(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear) -> Tensor:
