@@ -5,12 +5,13 @@ Legend: B batch, H x W pixels, C channels, p patch size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from mmvit_backbones.layers.conv_norm import conv_norm
 from mmvit_backbones.layers.norm import build_norm
 
 NUM_CONVS = {8: 3, 16: 4}
@@ -59,4 +60,7 @@ class ConvStem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Embed images (B, H, W, C) as tokens (B, ceil(H/p), ceil(W/p), dims)."""
         x = x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-        return self.proj(x).permute(0, 2, 3, 1)
+        *before, last = cast('Iterable[tuple[nn.Conv2d, nn.Module]]', self.proj[::2])
+        for conv, norm in before:
+            x = conv_norm(x, conv, norm, activate=True)
+        return conv_norm(x, *last).permute(0, 2, 3, 1)

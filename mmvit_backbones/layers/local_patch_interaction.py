@@ -11,6 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmvit_backbones.layers.conv_norm import conv_norm
 from mmvit_backbones.layers.layer_scale import fold_scale
 from mmvit_backbones.layers.norm import build_norm
 
@@ -52,8 +53,11 @@ class LocalPatchInteraction(nn.Module):
             x: The map.
             scale: LayerScale, a factor of each channel of the output (C).
         """
-        x = self.conv1(x.permute(0, 3, 1, 2))
-        x = F.gelu(self.bn(x)) if self.norm_first else self.bn(F.gelu(x))
+        x = x.permute(0, 3, 1, 2)
+        if self.norm_first:
+            x = conv_norm(x, self.conv1, self.bn, activate=True)
+        else:
+            x = self.bn(conv_norm(x, self.conv1, activate=True))
         weight, bias = fold_scale(self.conv2, scale)
         x = F.conv2d(x, weight, bias, padding=self.conv2.padding, groups=self.conv2.groups)
         return x.permute(0, 2, 3, 1)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmvit_backbones.layers.layer_scale import fold_scale
-from mmvit_backbones.layers.lean import linear_gelu, norm_mlp
+from mmvit_backbones.layers.lean import norm_mlp
 
 
 class MLP(nn.Module):
@@ -37,6 +37,6 @@ class MLP(nn.Module):
         weight, bias = fold_scale(self.fc2, scale)
         if norm is None or (self.training and self.drop.p > 0):
             normed = x if norm is None else norm(x)
-            hidden = self.drop(linear_gelu(normed, self.fc1))
+            hidden = self.drop(F.gelu(self.fc1(normed)))
             return self.drop(F.linear(hidden, weight, bias))
         return norm_mlp(x, norm, self.fc1, weight, bias)

@@ -15,6 +15,15 @@ def without_autocast(device: torch.device) -> AbstractContextManager:
     return nullcontext()  # such as the meta device, which autocast refuses
 
 
+def can_use_onednn(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether PyTorch's oneDNN operations take tensors of a dtype on a device."""
+    if device.type != 'cpu' or not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16:  # older processors refuse it
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """Return `x`, as float32 where it holds half precision."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -384,10 +384,10 @@ def test_bf16_autocast_is_close(arch: dict) -> None:
 )
 def test_compiles_as_one_graph(arch: dict, sizes: list[tuple[int, int]]) -> None:
     model = XCiT(dict(arch, depth=1), out_indices=(0,), pyramid=False)
-    randomize(model).eval()
+    randomize(model).double().eval()
     compiled = torch.compile(model, fullgraph=True, backend='eager')
     for size in sizes:
-        x = torch.randn(2, 3, *size)
+        x = torch.randn(2, 3, *size, dtype=torch.float64)
         with torch.no_grad():
             for ours, expected in zip(compiled(x), model(x), strict=True):
                 torch.testing.assert_close(ours, expected)
