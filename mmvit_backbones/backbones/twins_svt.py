@@ -28,6 +28,7 @@ from mmvit_backbones.backbones.base import (
 from mmvit_backbones.layers.init import init_conv_by_fan_out, init_linear
 from mmvit_backbones.layers.lean import add_residual
 from mmvit_backbones.layers.mlp import MLP
+from mmvit_backbones.layers.norm import norm_map
 from mmvit_backbones.layers.patch_embed import PatchEmbed
 from mmvit_backbones.layers.position import PositionEncodingGenerator
 from mmvit_backbones.layers.subsampled_attention import SubsampledAttention
@@ -141,8 +142,10 @@ class TwinsSVTBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform a map (B, H, W, C)."""
-        x = x + self.drop_path(self.attn(x, self.norm1))
-        return add_residual(x, self.drop_path(self.mlp(x, self.norm2)))
+        shape = x.shape
+        attended = self.drop_path(self.attn(x, self.norm1))
+        x = x.flatten(1, 2) + attended.flatten(1, 2)  # (B, HW, C)
+        return add_residual(x, self.drop_path(self.mlp(x, self.norm2))).view(shape)
 
 
 @MODELS.register_module()
@@ -286,7 +289,7 @@ class TwinsSVT(Backbone):
                 x = self._run_block(block, x)
                 if j == self.arch.peg_after[i]:
                     x = self.pos_block[i](x)
-            x = self.norm_list[i](x)
+            x = norm_map(x, self.norm_list[i])
             if i in self.out_indices:
                 maps.append(x.permute(0, 3, 1, 2))
         return tuple(maps)

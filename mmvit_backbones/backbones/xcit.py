@@ -190,9 +190,12 @@ class XCiTBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform a map (B, H, W, C)."""
+        shape = x.shape
+        x = x.flatten(1, 2)  # (B, N, C): a compiler sees that tokens lie in a row
         x = add_residual(x, self.drop_path(self.attn(self.norm1(x), self.gamma1)))
-        x = add_residual(x, self.drop_path(self.local_mp(self.norm3(x), self.gamma3)))
-        return add_residual(x, self.drop_path(self.mlp(x, self.norm2, self.gamma2)))
+        local = self.local_mp(self.norm3(x).view(shape), self.gamma3).flatten(1, 2)
+        x = add_residual(x, self.drop_path(local))
+        return add_residual(x, self.drop_path(self.mlp(x, self.norm2, self.gamma2))).view(shape)
 
 
 @MODELS.register_module()

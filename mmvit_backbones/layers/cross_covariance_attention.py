@@ -121,13 +121,13 @@ class CrossCovarianceAttention(nn.Module):
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        """Mix the channels of a map (B, H, W, C) by how they vary together over the map.
+        """Mix the channels of tokens by how they vary together over all tokens of an image.
 
         Args:
-            x: The map.
+            x: Tokens (B, ..., C).
             scale: LayerScale, a factor of each channel of the output (C).
         """
-        tokens = x.flatten(1, 2)  # (B, N, C)
+        tokens = x.flatten(1, -2)  # (B, N, C)
         weight, bias = fold_scale(self.proj, scale)
         form = self._gram_form if self._gram_form_is_cheaper(tokens) else self._direct_form
         return self.drop(form(tokens, weight, bias)).view(x.shape)

@@ -7,7 +7,8 @@ two allocations, and getting it from the system anew each time costs more than t
 are exact: the same sums, with the same operations where PyTorch has them. They are not
 differentiable twice.
 
-Legend: R rows (tokens of all images), C channels, D hidden channels, B batch, N tokens an image.
+Legend: R rows (tokens of all images), C channels, D hidden channels, B batch, N tokens an image, h
+heads, d channels a head.
 """
 
 from __future__ import annotations
@@ -16,26 +17,33 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mmvit_backbones.layers.precision import can_use_onednn, compute_dtype, without_autocast
 
 # glibc takes every allocation above 32 MiB from the system; half of it leaves room for the rest.
-_CHUNK_BYTES = 2**24
+_CHUNK_BYTES = 2**23
 
 
-def norm_linear(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear) -> Tensor:
-    """Return `linear(norm(x))`, keeping only `x` for backward.
+def norm_qkv(
+    x: Tensor, norm: nn.LayerNorm, qkv: nn.Linear, num_heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Make queries, keys and values of normed tokens, keeping only `x` for backward.
 
     Args:
-        x: Tokens (..., C).
+        x: Tokens (B, N, C).
         norm: Norm of C channels.
-        linear: Linear layer from C channels.
+        qkv: Linear layer from C to 3hd channels.
+        num_heads: Heads h.
+
+    Returns:
+        Queries, keys and values, each (B, h, N, d), views of one tensor.
     """
     if is_traced():
-        return linear(norm(x))
-    return _NormLinear.apply(x, norm.weight, norm.bias, norm.eps, linear.weight, linear.bias)
+        return split_heads(qkv(norm(x)), num_heads)
+    return _NormQKV.apply(x, norm.weight, norm.bias, norm.eps, qkv.weight, qkv.bias, num_heads)
 
 
 def norm_mlp(
@@ -79,21 +87,30 @@ def is_traced() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
-def _chunk_rows(rows: Tensor, width: int, dtype: torch.dtype) -> list[slice]:
-    """Cut rows so that a chunk of `width` channels is small on a CPU, and not at all elsewhere."""
-    step = len(rows)
-    if rows.device.type == 'cpu':
-        step = max(_CHUNK_BYTES // (width * dtype.itemsize), 1)
-    return [slice(i, min(i + step, len(rows))) for i in range(0, len(rows), step)]
+def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return views of (B, N, 3hd) as queries, keys and values (B, h, N, d)."""
+    q, k, v = rearrange(qkv, 'b n (three h d) -> three b h n d', three=3, h=num_heads)
+    return q, k, v
 
 
-def _make_buffer(chunks: list[slice], like: Tensor) -> Tensor:
-    """Return memory for the longest chunk's hidden channels, in the dtype of weights (D, C)."""
-    longest = max((chunk.stop - chunk.start for chunk in chunks), default=0)
-    return like.new_empty(longest, len(like))
+def _cut_rows(rows: Tensor, bytes_each: int) -> list[int]:
+    """Cut rows into about equal parts: on a CPU small ones, elsewhere one.
+
+    Args:
+        rows: Tokens (R, C).
+        bytes_each: Memory that is needed for each.
+
+    Returns:
+        Number of rows in each part.
+    """
+    count = -(-len(rows) * bytes_each // _CHUNK_BYTES) if rows.device.type == 'cpu' else 1
+    count = min(max(count, 1), len(rows))
+    return [len(rows) // count + (i < len(rows) % count) for i in range(count)]
 
 
-class _NormLinear(torch.autograd.Function):
+class _NormQKV(torch.autograd.Function):
+    """Its three results have gradients of their own, which autograd would bring together first."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -103,44 +120,58 @@ class _NormLinear(torch.autograd.Function):
         eps: float,
         weight: Tensor,
         bias: Tensor | None,
-    ) -> Tensor:
+        num_heads: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.eps = eps
-        ctx.dtype = compute_dtype(x)
+        ctx.dtype = dtype = compute_dtype(x)
         ctx.save_for_backward(x, norm_weight, norm_bias, weight)
         with without_autocast(x.device):
             normed = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
-            return F.linear(
-                normed.to(ctx.dtype),
-                weight.to(ctx.dtype),
-                None if bias is None else bias.to(ctx.dtype),
-            )
+            bias = None if bias is None else bias.to(dtype)
+            return split_heads(F.linear(normed.to(dtype), weight.to(dtype), bias), num_heads)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, norm_weight, norm_bias, weight = ctx.saved_tensors
-        need_x, need_norm_weight, need_norm_bias, _, need_weight, need_bias = ctx.needs_input_grad
-        normed, mean, rstd = torch.native_layer_norm(
-            x, x.shape[-1:], norm_weight, norm_bias, ctx.eps
+        dtype = ctx.dtype
+        need_x, need_norm_weight, need_norm_bias, _, need_weight, need_bias, _ = (
+            ctx.needs_input_grad
         )
-        grad_rows = grad.flatten(0, -2).to(ctx.dtype)
-        grad_weight = None
+        rows = x.flatten(0, -2)
+        normed, mean, rstd = torch.native_layer_norm(
+            rows, rows.shape[1:], norm_weight, norm_bias, ctx.eps
+        )
+        grad_rows = [rearrange(grad.to(dtype), 'b h n d -> (b n) (h d)') for grad in grads]
+        grad_weight = grad_bias = None
         if need_weight:
-            grad_weight = grad_rows.t() @ normed.flatten(0, -2).to(ctx.dtype)
-            grad_weight = grad_weight.to(weight.dtype)
+            normed = normed.to(dtype)
+            grad_weight = torch.cat([grad.t() @ normed for grad in grad_rows]).to(weight.dtype)
         del normed
-        grad_bias = grad_rows.sum(0, dtype=weight.dtype) if need_bias else None
+        if need_bias:
+            grad_bias = torch.cat([grad.sum(0, dtype=weight.dtype) for grad in grad_rows])
+        grad_normed = torch.empty_like(rows, dtype=dtype)
+        for i, (grad, third) in enumerate(zip(grad_rows, weight.to(dtype).chunk(3), strict=True)):
+            torch.addmm(grad_normed, grad, third, beta=int(i > 0), out=grad_normed)
         grad_x, grad_norm_weight, grad_norm_bias = torch.ops.aten.native_layer_norm_backward(
-            (grad_rows @ weight.to(ctx.dtype)).view(x.shape).to(x.dtype),
-            x,
-            x.shape[-1:],
+            grad_normed.to(x.dtype),
+            rows,
+            rows.shape[1:],
             mean,
             rstd,
             norm_weight,
             norm_bias,
             (need_x, need_norm_weight, need_norm_bias),
         )
-        return grad_x, grad_norm_weight, grad_norm_bias, None, grad_weight, grad_bias
+        return (
+            grad_x.view(x.shape) if need_x else None,
+            grad_norm_weight,
+            grad_norm_bias,
+            None,
+            grad_weight,
+            grad_bias,
+            None,
+        )
 
 
 class _NormMLP(torch.autograd.Function):
@@ -163,24 +194,25 @@ class _NormMLP(torch.autograd.Function):
         rows = x.flatten(0, -2)  # (R, C)
         # A fresh tensor, not a view of a matrix, so that the caller may add to it in place.
         out = x.new_empty(x.shape, dtype=dtype)
-        out_rows = out.view(rows.shape)
-        chunks = _chunk_rows(rows, len(weight1), dtype)
-        # At full precision the two operations in a chunk's own memory are as fast as the fused one.
+        sizes = _cut_rows(rows, len(weight1) * dtype.itemsize)
+        # At full precision the two operations in a part's memory are as fast as the fused one.
         can_fuse_gelu = dtype == torch.bfloat16 and can_use_onednn(x.device, dtype)
-        buffer = None if can_fuse_gelu else _make_buffer(chunks, weight1)
+        buffer = weight1.new_empty(0 if can_fuse_gelu else max(sizes, default=0), len(weight1))
         with without_autocast(x.device):
-            for chunk in chunks:
-                normed = F.layer_norm(rows[chunk], rows.shape[1:], norm_weight, norm_bias, eps)
+            for part, out_part in zip(
+                rows.split(sizes), out.view(rows.shape).split(sizes), strict=True
+            ):
+                normed = F.layer_norm(part, part.shape[1:], norm_weight, norm_bias, eps)
                 normed = normed.to(dtype)
-                if buffer is None:
+                if can_fuse_gelu:
                     hidden = torch.ops.mkldnn._linear_pointwise(
                         normed, weight1, bias1, 'gelu', [], 'none'
                     )
                 else:
-                    hidden = buffer[: len(normed)]  # (chunk, D)
+                    hidden = buffer[: len(normed)]  # (rows of the part, D)
                     torch.addmm(bias1, normed, weight1.t(), out=hidden)
                     torch.ops.aten.gelu_(hidden)
-                torch.addmm(bias2, hidden, weight2.t(), out=out_rows[chunk])
+                torch.addmm(bias2, hidden, weight2.t(), out=out_part)
         return out
 
     @staticmethod
@@ -197,24 +229,25 @@ class _NormMLP(torch.autograd.Function):
         grad_weight2 = torch.zeros_like(weight2) if need_weight2 else None
         grad_bias2 = grad_rows.sum(0, dtype=weight2.dtype) if need_bias2 else None
         weight1, bias1, weight2 = weight1.to(dtype), bias1.to(dtype), weight2.to(dtype)
-        chunks = _chunk_rows(rows, len(weight1), dtype)
-        hidden_buffer, grad_buffer = _make_buffer(chunks, weight1), _make_buffer(chunks, weight1)
+        sizes = _cut_rows(rows, len(weight1) * dtype.itemsize)
+        buffers = weight1.new_empty(2, max(sizes, default=0), len(weight1))
         normed, mean, rstd = torch.native_layer_norm(
             rows, rows.shape[1:], norm_weight, norm_bias, ctx.eps
         )
         grad_normed = torch.empty_like(rows, dtype=dtype)
-        for chunk in chunks:
-            normed_chunk = normed[chunk].to(dtype)
-            hidden = hidden_buffer[: len(normed_chunk)]  # (chunk, D)
-            torch.addmm(bias1, normed_chunk, weight1.t(), out=hidden)
-            grad_hidden = grad_buffer[: len(normed_chunk)]
-            torch.mm(grad_rows[chunk], weight2, out=grad_hidden)
+        for normed_part, grad_part, grad_normed_part in zip(
+            normed.split(sizes), grad_rows.split(sizes), grad_normed.split(sizes), strict=True
+        ):
+            normed_part = normed_part.to(dtype)
+            hidden, grad_hidden = buffers[:, : len(normed_part)]  # (rows of the part, D) each
+            torch.addmm(bias1, normed_part, weight1.t(), out=hidden)
+            torch.mm(grad_part, weight2, out=grad_hidden)
             torch.ops.aten.gelu_backward.grad_input(grad_hidden, hidden, grad_input=grad_hidden)
-            torch.mm(grad_hidden, weight1, out=grad_normed[chunk])
+            torch.mm(grad_hidden, weight1, out=grad_normed_part)
             if grad_weight2 is not None:
-                grad_weight2 += grad_rows[chunk].t() @ torch.ops.aten.gelu_(hidden)
+                grad_weight2 += grad_part.t() @ torch.ops.aten.gelu_(hidden)
             if grad_weight1 is not None:
-                grad_weight1 += grad_hidden.t() @ normed_chunk
+                grad_weight1 += grad_hidden.t() @ normed_part
             if grad_bias1 is not None:
                 grad_bias1 += grad_hidden.sum(0, dtype=grad_bias1.dtype)
         del normed

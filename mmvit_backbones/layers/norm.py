@@ -39,3 +39,11 @@ def build_norm(norm_cfg: Mapping[str, Any], channels: int) -> nn.Module:
     if norm_cfg['type'] == 'LN':  # mmcv's norms the last dimension, which is the width here
         norm_cfg = {**norm_cfg, 'type': ChannelLayerNorm}
     return build_norm_layer(dict(norm_cfg), channels)[1]
+
+
+def norm_map(x: Tensor, norm: nn.Module) -> Tensor:
+    """Norm the channels of a map (B, H, W, C).
+
+    The norm sees a row of tokens: a compiler then keeps them in their order in memory.
+    """
+    return norm(x.flatten(1, 2)).view(x.shape)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from einops import rearrange
 from torch import Tensor, nn
 
+from mmvit_backbones.layers.norm import norm_map
 from mmvit_backbones.layers.padding import pad_to_multiple
 
 
@@ -38,5 +39,4 @@ class PatchEmbed(nn.Module):
         if self.pre_norm is not None:
             patches = rearrange(x, 'b (h i) (w j) c -> b h w (c i j)', i=p, j=p)
             x = rearrange(self.pre_norm(patches), 'b h w (c i j) -> b (h i) (w j) c', i=p, j=p)
-        x = self.proj(x.permute(0, 3, 1, 2))
-        return self.norm(x.permute(0, 2, 3, 1))
+        return norm_map(self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), self.norm)

@@ -28,7 +28,8 @@ class PositionEncodingGenerator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Add a position-dependent term to a map (B, H, W, C)."""
-        return x + self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        local = self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return (x.flatten(1, 2) + local.flatten(1, 2)).view(x.shape)
 
 
 def fourier_features(length: int, dims: int, device: torch.device) -> Tensor:

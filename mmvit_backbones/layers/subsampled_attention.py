@@ -5,6 +5,8 @@ Legend: B batch, H x W tokens, C channels, h heads, d channels a head, r subsamp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -64,20 +66,24 @@ class SubsampledAttention(nn.Module):
 
     def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
         """Norm a map (B, H, W, C) and attend from every token to the map's subsampled form."""
-        x = norm(x)
-        q = rearrange(self.q(x), 'b y x (h d) -> b h (y x) d', h=self.num_heads)
+        shape = x.shape
+        tokens = norm(x.flatten(1, 2))  # (B, HW, C)
+        q = rearrange(self.q(tokens), 'b n (h d) -> b h n d', h=self.num_heads)
         k, v = rearrange(
-            self._keys_and_values(x), 'b y x (two h d) -> two b h (y x) d', two=2, h=self.num_heads
+            self._keys_and_values(tokens, shape),
+            'b n (two h d) -> two b h n d',
+            two=2,
+            h=self.num_heads,
         )
         drop = self.attn_drop_rate if self.training else 0.0
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=drop)  # (B, h, HW, d)
-        return self.drop(self.proj(rearrange(out, 'b h (y x) d -> b y x (h d)', y=x.shape[1])))
+        return self.drop(self.proj(rearrange(out, 'b h n d -> b n (h d)'))).view(shape)
 
-    def _keys_and_values(self, x: Tensor) -> Tensor:
-        """Subsample a map (B, H, W, C); returns (B, ceil(H/r), ceil(W/r), 2hd)."""
-        padded = pad_to_multiple(x, self.sr_ratio).permute(0, 3, 1, 2)
+    def _keys_and_values(self, tokens: Tensor, shape: Sequence[int]) -> Tensor:
+        """Subsample the tokens (B, HW, C) of a map; returns (B, ceil(H/r) ceil(W/r), 2hd)."""
+        padded = pad_to_multiple(tokens.view(shape), self.sr_ratio).permute(0, 3, 1, 2)
         if self.fused_reduction:
-            return self.kv(padded).permute(0, 2, 3, 1)
+            return self.kv(padded).permute(0, 2, 3, 1).flatten(1, 2)
         if self.sr is None or self.norm is None:
-            return self.kv(x)
-        return self.kv(self.norm(self.sr(padded).permute(0, 2, 3, 1)))
+            return self.kv(tokens)
+        return self.kv(self.norm(self.sr(padded).permute(0, 2, 3, 1).flatten(1, 2)))

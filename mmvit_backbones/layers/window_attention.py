@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from mmvit_backbones.layers.lean import norm_linear
+from mmvit_backbones.layers.lean import norm_qkv, split_heads
 from mmvit_backbones.layers.padding import pad_to_multiple
 
 WINDOW_PADDINGS = ('mask', 'zero')
@@ -101,8 +101,10 @@ class WindowAttention(nn.Module):
         windows = rearrange(
             x, 'b (y i) (x j) c -> (b y x) (i j) c', i=window_height, j=window_width
         )
-        qkv = self.qkv(windows) if self.padding == 'zero' else norm_linear(windows, norm, self.qkv)
-        q, k, v = rearrange(qkv, 'w n (three h d) -> three w h n d', three=3, h=self.num_heads)
+        if self.padding == 'zero':
+            q, k, v = split_heads(self.qkv(windows), self.num_heads)
+        else:
+            q, k, v = norm_qkv(windows, norm, self.qkv, self.num_heads)
         drop = self.attn_drop_rate if self.training else 0.0
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=drop)  # (w, h, n, d)
         out = self.drop(self.proj(rearrange(out, 'w h n d -> w n (h d)')))

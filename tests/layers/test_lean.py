@@ -1,4 +1,4 @@
-"""Norm and MLP with recomputation against the same layers under plain autograd."""
+"""Norm, MLP and projection with recomputation against the same layers under plain autograd."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmvit_backbones.layers import lean as lean_module
-from mmvit_backbones.layers.lean import add_residual, norm_linear, norm_mlp
+from mmvit_backbones.layers.lean import add_residual, norm_mlp, norm_qkv
 from tests.utils import max_error, randomize
 
 
@@ -18,9 +18,14 @@ from tests.utils import max_error, randomize
 def layers() -> nn.ModuleDict:
     return randomize(
         nn.ModuleDict(
-            dict(norm=nn.LayerNorm(12), fc1=nn.Linear(12, 20), fc2=nn.Linear(20, 12))
+            dict(
+                norm=nn.LayerNorm(12),
+                fc1=nn.Linear(12, 20),
+                fc2=nn.Linear(20, 12),
+                qkv=nn.Linear(12, 24),
+            )
         )
-    )  # fmt: skip
+    )
 
 
 def lean_mlp(m: nn.ModuleDict, x: Tensor) -> Tensor:
@@ -31,17 +36,15 @@ def plain_mlp(m: nn.ModuleDict, x: Tensor) -> Tensor:
     return m.fc2(F.gelu(m.fc1(m.norm(x))))
 
 
-def lean_linear(m: nn.ModuleDict, x: Tensor) -> Tensor:
-    return norm_linear(x, m.norm, m.fc1)
+def lean_qkv(m: nn.ModuleDict, x: Tensor) -> Tensor:
+    return torch.stack(norm_qkv(x, m.norm, m.qkv, num_heads=2))
 
 
-def plain_linear(m: nn.ModuleDict, x: Tensor) -> Tensor:
-    return m.fc1(m.norm(x))
+def plain_qkv(m: nn.ModuleDict, x: Tensor) -> Tensor:
+    return m.qkv(m.norm(x)).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
 
 
-PAIRS = pytest.mark.parametrize(
-    ('lean', 'plain'), [(lean_mlp, plain_mlp), (lean_linear, plain_linear)]
-)
+PAIRS = pytest.mark.parametrize(('lean', 'plain'), [(lean_mlp, plain_mlp), (lean_qkv, plain_qkv)])
 Function = Callable[[nn.ModuleDict, Tensor], Tensor]
 
 
@@ -61,7 +64,7 @@ def test_equals_plain_autograd(
     bytes_per_row = 20 * (torch.bfloat16 if autocast else dtype).itemsize
     monkeypatch.setattr(lean_module, '_CHUNK_BYTES', chunk_rows * bytes_per_row)
     layers = layers.to(dtype)
-    x = torch.randn(2, 3, 5, 12, dtype=dtype, requires_grad=True)
+    x = torch.randn(6, 5, 12, dtype=dtype, requires_grad=True)
     results = []
     for function in (lean, plain):
         with torch.autocast('cpu', dtype=torch.bfloat16, enabled=autocast):
@@ -85,6 +88,7 @@ def test_frozen_parts_get_no_gradient(
 ) -> None:
     layers.norm.requires_grad_(False)
     layers.fc1.requires_grad_(False)
+    layers.qkv.requires_grad_(False)
     x = torch.randn(2, 3, 12, requires_grad=True)
     expected = torch.autograd.grad(plain(layers, x).pow(2).sum(), x)[0]
     lean(layers, x).pow(2).sum().backward()
