@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 
 def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -31,3 +34,24 @@ def max_error(ours: Tensor, reference: Tensor) -> float:
     """Largest absolute difference of two tensors of one shape."""
     assert ours.shape == reference.shape, f'{tuple(ours.shape)} against {tuple(reference.shape)}'
     return float((ours - reference).detach().abs().max())
+
+
+def check_compiled(model: nn.Module, sizes: Sequence[tuple[int, int]]) -> None:
+    """Compile a model without breaks, and at most once more when the image size changes.
+
+    Args:
+        model: Model in double precision, from images to maps.
+        sizes: Height and width of the images to compare outputs and gradients on.
+    """
+    backend = CompileCounterWithBackend('aot_eager')
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
+    for size in sizes:
+        x = torch.randn(2, 3, *size, dtype=torch.float64)
+        results = []
+        for function in (compiled, model):
+            maps = function(x)
+            loss = sum(m.square().sum() for m in maps)
+            results.append([*maps, *torch.autograd.grad(loss, list(model.parameters()))])
+        for ours, expected in zip(*results, strict=True):
+            assert max_error(ours, expected) <= 1e-9 * max(1, float(expected.detach().abs().max()))
+    assert backend.frame_count <= 2

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from mmvit_backbones.layers.layer_scale import fold_scale
 from mmvit_backbones.layers.lean import gram_matrix
+from mmvit_backbones.layers.padding import is_dynamic
 from mmvit_backbones.layers.precision import at_least_float32, without_autocast
 
 _MIN_SQUARED_LENGTH = 1e-24  # 1e-12 squared, below which F.normalize stops dividing as well
@@ -133,8 +134,10 @@ class CrossCovarianceAttention(nn.Module):
         return self.drop(form(tokens, weight, bias)).view(x.shape)
 
     def _gram_form_is_cheaper(self, tokens: Tensor) -> bool:
-        """Whether the Gram form takes fewer multiply-adds."""
+        """Whether the Gram form takes fewer multiply-adds, or has to serve any number of tokens."""
         num_tokens, dims = tokens.shape[1:]
+        if is_dynamic(num_tokens):
+            return True
         inner_dims = self.proj.in_features
         head_dims = inner_dims // self.num_heads
         direct_per_token = 4 * inner_dims * dims + 2 * inner_dims * head_dims

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmvit_backbones import TwinsSVT, convert_state_dict
 from mmvit_backbones.backbones.twins_svt import ARCHS
 from mmvit_backbones.layers.window_attention import WindowAttention
-from tests.utils import max_error, randomize
+from tests.utils import check_compiled, max_error, randomize
 
 TINY = dict(
     embed_dims=(8, 12, 16, 20),
@@ -271,20 +271,10 @@ def test_channels_last_input_gives_the_same() -> None:
             assert max_error(a, b) <= 1e-12
 
 
-def test_compiles_as_one_graph() -> None:
-    model = randomize(TwinsSVT(TINY, out_indices=(0,))).train()
-    compiled = torch.compile(model, fullgraph=True, backend='eager')
-    for size in [(64, 96), (97, 75)]:
-        x = torch.randn(1, 3, *size)
-        results = []
-        for function in (compiled, model):
-            outputs = function(x)
-            gradients = torch.autograd.grad(
-                sum(out.square().sum() for out in outputs), list(model.parameters())
-            )
-            results.append([*outputs, *gradients])
-        for ours, expected in zip(*results, strict=True):
-            torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
+@pytest.mark.parametrize('window_padding', ['mask', 'zero'])
+def test_compiles_for_all_sizes(window_padding: str) -> None:
+    model = TwinsSVT(TINY, out_indices=(0, 1), window_padding=window_padding)
+    check_compiled(randomize(model).double(), [(64, 96), (97, 75), (120, 200), (224, 112)])
 
 
 def test_empty_batch() -> None:

@@ -16,7 +16,7 @@ from mmvit_backbones import XCiT
 from mmvit_backbones.backbones.xcit import ARCHS, XCiTArch, default_out_indices
 from mmvit_backbones.necks import ClassAttentionPooling
 from tests.oracles import xcit_from_timm, xcit_from_vit_pytorch
-from tests.utils import max_error, randomize
+from tests.utils import check_compiled, max_error, randomize
 
 TOY = dict(embed_dims=16, depth=6, num_heads=2, layer_scale=1.0)
 TOY_VIT_PYTORCH = dict(
@@ -377,20 +377,14 @@ def test_bf16_autocast_is_close(arch: dict) -> None:
 @pytest.mark.parametrize(
     ('arch', 'sizes'),
     [
-        (TOY, [(64, 64), (97, 75)]),
+        (TOY, [(64, 64), (97, 75), (320, 300), (130, 260)]),
         (TOY_VIT_PYTORCH, [(64, 64)]),
         (TOY_VIT_PYTORCH, [(97, 75)]),
     ],
 )
-def test_compiles_as_one_graph(arch: dict, sizes: list[tuple[int, int]]) -> None:
+def test_compiles_for_all_sizes(arch: dict, sizes: list[tuple[int, int]]) -> None:
     model = XCiT(dict(arch, depth=1), out_indices=(0,), pyramid=False)
-    randomize(model).double().eval()
-    compiled = torch.compile(model, fullgraph=True, backend='eager')
-    for size in sizes:
-        x = torch.randn(2, 3, *size, dtype=torch.float64)
-        with torch.no_grad():
-            for ours, expected in zip(compiled(x), model(x), strict=True):
-                torch.testing.assert_close(ours, expected)
+    check_compiled(randomize(model).double(), sizes)
 
 
 @pytest.mark.parametrize(
