@@ -25,8 +25,12 @@ from torch import Tensor, nn
 
 from mmvit_backbones.complexity import count_multiply_adds
 from mmvit_backbones.factory import create_model
+from mmvit_backbones.fuse import fuse
 
 OURS = 'ours'
+FUSED = 'ours-fused'
+CHECKPOINTED = 'ours-with-cp'
+VARIANTS = {FUSED: 'forward', CHECKPOINTED: 'train'}  # the one pass that each is made for
 PASSES = ('forward', 'train')
 PRECISIONS = ('fp32', 'bf16')
 PACKAGES = ('torch', 'mmcv', 'onedl-mmcv', 'timm', 'mmpretrain', 'onedl-mmpretrain', 'vit-pytorch')
@@ -62,7 +66,7 @@ class Row:
     """One line of the table: a subject under a setting.
 
     Attributes:
-        subject: `ours` or the package.
+        subject: `ours`, one of `VARIANTS` or the package.
         seconds: Median wall time of a pass.
         fastest: Shortest wall time.
         speedup: How many times faster than the fastest peer; None without a peer.
@@ -101,9 +105,18 @@ class _Maps(nn.Module):
         return self.extract(self.model, x)
 
 
-def _build_ours(network: str) -> nn.Module:
-    # Peers have no pyramid; without it the same maps are compared.
-    return create_model(network, **(dict(pyramid=False) if network.startswith('xcit') else {}))
+def _build_ours(network: str, **settings: Any) -> nn.Module:
+    if network.startswith('xcit'):  # peers have no pyramid; without it the same maps are compared
+        settings['pyramid'] = False
+    return create_model(network, **settings)
+
+
+def _build_fused(network: str) -> nn.Module:
+    return fuse(_build_ours(network))
+
+
+def _build_checkpointed(network: str) -> nn.Module:
+    return _build_ours(network, with_cp=True)
 
 
 def _build_timm(network: str) -> nn.Module:
@@ -187,13 +200,14 @@ def _build_vit_pytorch(network: str) -> nn.Module:
 
 def builders(network: str) -> dict[str, Callable[[str], nn.Module]]:
     """Return who has a network of this structure: subject -> function that builds it."""
-    if network == 'twins_svt_vit_pytorch':
-        return {OURS: _build_ours, 'vit-pytorch': _build_vit_pytorch}
     found: dict[str, Callable[[str], nn.Module]] = {
         OURS: _build_ours,
-        'timm': _build_timm,
-        'mmpretrain': _build_mmpretrain,
+        FUSED: _build_fused,
+        CHECKPOINTED: _build_checkpointed,
     }
+    if network == 'twins_svt_vit_pytorch':
+        return found | {'vit-pytorch': _build_vit_pytorch}
+    found |= {'timm': _build_timm, 'mmpretrain': _build_mmpretrain}
     if network.startswith('twins'):
         found['mmseg'] = _build_mmseg
     return found
@@ -204,11 +218,11 @@ def build_subjects(network: str, wanted: Sequence[str] | None = None) -> dict[st
 
     Args:
         network: A name of `list_models`.
-        wanted: Subjects; all by default.
+        wanted: Subjects; by default all but `VARIANTS`.
     """
     subjects = {}
     for name, build in builders(network).items():
-        if wanted is not None and name not in wanted:
+        if name not in wanted if wanted is not None else name in VARIANTS:
             continue
         try:
             subjects[name] = build(network)
@@ -228,7 +242,8 @@ def measure(
 
     Args:
         setting: What to measure.
-        subjects: Name -> model; they are left on `device`.
+        subjects: Name -> model; they are left on `device`. `VARIANTS` sit out what they are not
+            made for.
         device: Where.
         repeats: Passes of each that count, after two that do not.
         peak_rate: Multiply-adds a second of the machine's matrix product, in this precision.
@@ -236,7 +251,11 @@ def measure(
     x = torch.randn(setting.batch, 3, setting.height, setting.width, device=device)
     if setting.channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
-    passes = {name: _prepare(model, setting, x) for name, model in subjects.items()}
+    passes = {
+        name: _prepare(model, setting, x)
+        for name, model in subjects.items()
+        if VARIANTS.get(name, setting.run) == setting.run
+    }
     for run_pass in passes.values():
         run_pass()
         run_pass()
@@ -245,7 +264,7 @@ def measure(
     for _ in range(repeats):
         for name, run_pass in passes.items():
             seconds[name].append(_time(run_pass, device))
-    peers = [name for name in passes if name != OURS]
+    peers = [name for name in passes if name not in (OURS, *VARIANTS)]
     best_peer = min(peers, key=lambda name: median(seconds[name])) if peers else None
     work = setting.batch * _multiply_adds(setting) * (3 if setting.run == 'train' else 1)
     rows = []

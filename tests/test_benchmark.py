@@ -37,7 +37,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         'benchmark.py',
         *('--networks', 'xcit_nano_12_p16'),
         *('--sizes', '64x64', '64x96x2'),
-        *('--subjects', 'ours', 'timm'),
+        *('--subjects', 'ours', 'ours-fused', 'ours-with-cp', 'timm'),
         *('--passes', 'forward', 'train'),
         *('--repeats', '1'),
         *('--device', 'cpu'),
@@ -50,9 +50,9 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         rows = list(csv.DictReader(file))
     assert [(row['subject'], row['run'], row['batch']) for row in rows] == [
         (subject, run, batch)
-        for run in ('forward', 'train')
+        for run, variant in (('forward', 'ours-fused'), ('train', 'ours-with-cp'))
         for batch in ('1', '2')
-        for subject in ('ours', 'timm')
+        for subject in ('ours', variant, 'timm')
     ]
     assert all(float(row['seconds']) > 0 and float(row['speedup']) > 0 for row in rows)
     report = (tmp_path / 'benchmark.md').read_text()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+
+from mmvit_backbones.layers import lean
 
 
 def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -55,3 +58,24 @@ def check_compiled(model: nn.Module, sizes: Sequence[tuple[int, int]]) -> None:
         for ours, expected in zip(*results, strict=True):
             assert max_error(ours, expected) <= 1e-9 * max(1, float(expected.detach().abs().max()))
     assert backend.frame_count <= 2
+
+
+def check_autocast(model: nn.Module, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under autocast, be as close to double precision as plain layers and autograd are."""
+    x = torch.randn(2, 3, 97, 125)
+
+    def run(x: Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:
+        with torch.autocast('cpu', dtype=dtype, enabled=dtype is not None):
+            maps = [m.double() for m in model(x)]
+        gradients = torch.autograd.grad(
+            sum(m.square().mean() for m in maps), list(model.parameters())
+        )
+        return [torch.cat([v.detach().flatten().double() for v in vs]) for vs in (maps, gradients)]
+
+    ours = run(x, dtype)
+    monkeypatch.setattr(lean, 'is_traced', lambda: True)
+    plain = run(x, dtype)
+    model.double()
+    for exact, our, reference in zip(run(x.double()), ours, plain, strict=True):
+        assert bool(our.isfinite().all())
+        assert float((our - exact).norm()) <= 1.1 * float((reference - exact).norm())

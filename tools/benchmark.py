@@ -36,7 +36,11 @@ def parse_args() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument('--passes', nargs='+', choices=bench.PASSES, default=['forward'])
     parser.add_argument('--precisions', nargs='+', choices=bench.PRECISIONS, default=['fp32'])
-    parser.add_argument('--subjects', nargs='+', help='ours and packages; default all installed')
+    parser.add_argument(
+        '--subjects',
+        nargs='+',
+        help='ours, ours-fused, ours-with-cp and packages; default ours and all installed packages',
+    )
     parser.add_argument('--compile', action='store_true', help='through torch.compile')
     parser.add_argument('--channels-last', action='store_true')
     parser.add_argument(
@@ -69,8 +73,9 @@ def main() -> None:
             setting = bench.Setting(
                 network, height, width, batch, run, precision, args.compile, args.channels_last
             )
-            rows += bench.measure(setting, subjects, device, args.repeats, peak_rates[precision])
-            print(bench.format_table(rows[-len(subjects) :]), flush=True)
+            new = bench.measure(setting, subjects, device, args.repeats, peak_rates[precision])
+            print(bench.format_table(new), flush=True)
+            rows += new
     args.out.mkdir(parents=True, exist_ok=True)
     rates = ', '.join(f'{name} {2e-9 * rate:.0f} GFLOP/s' for name, rate in peak_rates.items())
     report = f'{machine}; matrix product: {rates}\n\n{bench.format_table(rows)}\n'

@@ -13,6 +13,8 @@ heads, d channels a head.
 
 from __future__ import annotations
 
+import threading
+from math import prod
 from typing import Any
 
 import torch
@@ -24,7 +26,10 @@ from torch.autograd.function import once_differentiable
 from mmvit_backbones.layers.precision import can_use_onednn, compute_dtype, without_autocast
 
 # glibc takes every allocation above 32 MiB from the system; half of it leaves room for the rest.
-_CHUNK_BYTES = 2**23
+_CHUNK_BYTES = 2**24
+# From here on hidden channels are kept for backward: to make them again takes 2 C operations a
+# number, which below is about as fast as to bring the number from memory.
+_WIDE = 256
 
 
 def norm_qkv(
@@ -49,7 +54,7 @@ def norm_qkv(
 def norm_mlp(
     x: Tensor, norm: nn.LayerNorm, fc1: nn.Linear, weight2: Tensor, bias2: Tensor
 ) -> Tensor:
-    """Return `linear2(gelu(fc1(norm(x))))`, keeping only `x` for backward.
+    """Return `linear2(gelu(fc1(norm(x))))`, keeping `x` and at most `fc1`'s output for backward.
 
     Args:
         x: Tokens (..., C).
@@ -60,7 +65,10 @@ def norm_mlp(
     """
     if is_traced():
         return F.linear(F.gelu(fc1(norm(x))), weight2, bias2)
-    return _NormMLP.apply(x, norm.weight, norm.bias, norm.eps, fc1.weight, fc1.bias, weight2, bias2)
+    keep_hidden = torch.is_grad_enabled() and x.shape[-1] >= _WIDE
+    return _NormMLP.apply(
+        x, norm.weight, norm.bias, norm.eps, fc1.weight, fc1.bias, weight2, bias2, keep_hidden
+    )
 
 
 def add_residual(x: Tensor, branch: Tensor) -> Tensor:
@@ -106,6 +114,26 @@ def _cut_rows(rows: Tensor, bytes_each: int) -> list[int]:
     count = -(-len(rows) * bytes_each // _CHUNK_BYTES) if rows.device.type == 'cpu' else 1
     count = min(max(count, 1), len(rows))
     return [len(rows) // count + (i < len(rows) % count) for i in range(count)]
+
+
+class _Scratch(threading.local):
+    """Memory of a thread that operations use while they run, kept because getting it is slow."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    def borrow(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Return uninitialised memory in the dtype of a tensor and on its device."""
+        if like.device.type != 'cpu' or type(like) is not Tensor:  # such as a fake tensor
+            return like.new_empty(shape)
+        num_bytes = prod(shape) * like.element_size()
+        if len(self._memory) < num_bytes:
+            with torch.inference_mode(False):  # or it could not be written to outside of that mode
+                self._memory = torch.empty(num_bytes, dtype=torch.uint8)
+        return self._memory[:num_bytes].view(like.dtype).view(shape)
+
+
+_scratch = _Scratch()
 
 
 class _NormQKV(torch.autograd.Function):
@@ -186,21 +214,29 @@ class _NormMLP(torch.autograd.Function):
         bias1: Tensor,
         weight2: Tensor,
         bias2: Tensor,
+        keep_hidden: bool,
     ) -> Tensor:
         ctx.eps = eps
         ctx.dtype = dtype = compute_dtype(x)
-        ctx.save_for_backward(x, norm_weight, norm_bias, weight1, bias1, weight2)
+        kept = x.new_empty(x.shape[:-1].numel() if keep_hidden else 0, len(weight1), dtype=dtype)
+        ctx.save_for_backward(
+            x, kept if keep_hidden else None, norm_weight, norm_bias, weight1, bias1, weight2
+        )
         weight1, bias1, weight2, bias2 = (t.to(dtype) for t in (weight1, bias1, weight2, bias2))
         rows = x.flatten(0, -2)  # (R, C)
         # A fresh tensor, not a view of a matrix, so that the caller may add to it in place.
         out = x.new_empty(x.shape, dtype=dtype)
         sizes = _cut_rows(rows, len(weight1) * dtype.itemsize)
         # At full precision the two operations in a part's memory are as fast as the fused one.
-        can_fuse_gelu = dtype == torch.bfloat16 and can_use_onednn(x.device, dtype)
-        buffer = weight1.new_empty(0 if can_fuse_gelu else max(sizes, default=0), len(weight1))
+        can_fuse_gelu = (
+            dtype == torch.bfloat16 and can_use_onednn(x.device, dtype) and not keep_hidden
+        )
+        kept_parts = kept.split(sizes) if keep_hidden else ()
+        longest = 0 if can_fuse_gelu else max(sizes, default=0)
+        buffer = _scratch.borrow((longest, len(weight1)), out)
         with without_autocast(x.device):
-            for part, out_part in zip(
-                rows.split(sizes), out.view(rows.shape).split(sizes), strict=True
+            for i, (part, out_part) in enumerate(
+                zip(rows.split(sizes), out.view(rows.shape).split(sizes), strict=True)
             ):
                 normed = F.layer_norm(part, part.shape[1:], norm_weight, norm_bias, eps)
                 normed = normed.to(dtype)
@@ -210,16 +246,17 @@ class _NormMLP(torch.autograd.Function):
                     )
                 else:
                     hidden = buffer[: len(normed)]  # (rows of the part, D)
-                    torch.addmm(bias1, normed, weight1.t(), out=hidden)
-                    torch.ops.aten.gelu_(hidden)
+                    before = kept_parts[i] if keep_hidden else hidden
+                    torch.addmm(bias1, normed, weight1.t(), out=before)
+                    torch.ops.aten.gelu.out(before, out=hidden)
                 torch.addmm(bias2, hidden, weight2.t(), out=out_part)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, norm_weight, norm_bias, weight1, bias1, weight2 = ctx.saved_tensors
-        need_x, need_norm_weight, need_norm_bias, _, *need_linear = ctx.needs_input_grad
+        x, kept, norm_weight, norm_bias, weight1, bias1, weight2 = ctx.saved_tensors
+        need_x, need_norm_weight, need_norm_bias, _, *need_linear, _ = ctx.needs_input_grad
         need_weight1, need_bias1, need_weight2, need_bias2 = need_linear
         dtype = ctx.dtype
         rows = x.flatten(0, -2)
@@ -230,22 +267,29 @@ class _NormMLP(torch.autograd.Function):
         grad_bias2 = grad_rows.sum(0, dtype=weight2.dtype) if need_bias2 else None
         weight1, bias1, weight2 = weight1.to(dtype), bias1.to(dtype), weight2.to(dtype)
         sizes = _cut_rows(rows, len(weight1) * dtype.itemsize)
-        buffers = weight1.new_empty(2, max(sizes, default=0), len(weight1))
+        buffers = _scratch.borrow((2, max(sizes, default=0), len(weight1)), grad_rows)
         normed, mean, rstd = torch.native_layer_norm(
             rows, rows.shape[1:], norm_weight, norm_bias, ctx.eps
         )
         grad_normed = torch.empty_like(rows, dtype=dtype)
-        for normed_part, grad_part, grad_normed_part in zip(
-            normed.split(sizes), grad_rows.split(sizes), grad_normed.split(sizes), strict=True
+        kept_parts = [None] * len(sizes) if kept is None else kept.split(sizes)
+        for normed_part, grad_part, grad_normed_part, before in zip(
+            normed.split(sizes),
+            grad_rows.split(sizes),
+            grad_normed.split(sizes),
+            kept_parts,
+            strict=True,
         ):
             normed_part = normed_part.to(dtype)
             hidden, grad_hidden = buffers[:, : len(normed_part)]  # (rows of the part, D) each
-            torch.addmm(bias1, normed_part, weight1.t(), out=hidden)
+            if before is None:
+                before = torch.addmm(bias1, normed_part, weight1.t(), out=hidden)
             torch.mm(grad_part, weight2, out=grad_hidden)
-            torch.ops.aten.gelu_backward.grad_input(grad_hidden, hidden, grad_input=grad_hidden)
+            torch.ops.aten.gelu_backward.grad_input(grad_hidden, before, grad_input=grad_hidden)
             torch.mm(grad_hidden, weight1, out=grad_normed_part)
             if grad_weight2 is not None:
-                grad_weight2 += grad_part.t() @ torch.ops.aten.gelu_(hidden)
+                torch.ops.aten.gelu.out(before, out=hidden)
+                grad_weight2 += grad_part.t() @ hidden
             if grad_weight1 is not None:
                 grad_weight1 += grad_hidden.t() @ normed_part
             if grad_bias1 is not None:
@@ -270,6 +314,7 @@ class _NormMLP(torch.autograd.Function):
             grad_bias1,
             grad_weight2,
             grad_bias2,
+            None,
         )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmvit_backbones import TwinsSVT, convert_state_dict
 from mmvit_backbones.backbones.twins_svt import ARCHS
 from mmvit_backbones.layers.window_attention import WindowAttention
-from tests.utils import check_compiled, max_error, randomize
+from tests.utils import check_autocast, check_compiled, max_error, randomize
 
 TINY = dict(
     embed_dims=(8, 12, 16, 20),
@@ -269,6 +269,13 @@ def test_channels_last_input_gives_the_same() -> None:
     with torch.no_grad():
         for a, b in zip(model(x), model(x.to(memory_format=torch.channels_last)), strict=True):
             assert max_error(a, b) <= 1e-12
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_costs_no_more_accuracy_than_plain_layers(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_autocast(randomize(TwinsSVT(TINY)), dtype, monkeypatch)
 
 
 @pytest.mark.parametrize('window_padding', ['mask', 'zero'])
