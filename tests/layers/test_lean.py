@@ -49,13 +49,14 @@ Function = Callable[[nn.ModuleDict, Tensor], Tensor]
 
 
 @PAIRS
-@pytest.mark.parametrize('chunk_rows', [7, 100])
+@pytest.mark.parametrize(('chunk_rows', 'wide'), [(7, False), (7, True), (100, True)])
 @pytest.mark.parametrize('autocast', [False, True])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 def test_equals_plain_autograd(
     lean: Function,
     plain: Function,
     chunk_rows: int,
+    wide: bool,
     autocast: bool,
     dtype: torch.dtype,
     layers: nn.ModuleDict,
@@ -63,6 +64,7 @@ def test_equals_plain_autograd(
 ) -> None:
     bytes_per_row = 20 * (torch.bfloat16 if autocast else dtype).itemsize
     monkeypatch.setattr(lean_module, '_CHUNK_BYTES', chunk_rows * bytes_per_row)
+    monkeypatch.setattr(lean_module, '_WIDE', 1 if wide else 1000)
     layers = layers.to(dtype)
     x = torch.randn(6, 5, 12, dtype=dtype, requires_grad=True)
     results = []
@@ -98,7 +100,7 @@ def test_frozen_parts_get_no_gradient(
     assert layers.fc1.weight.grad is None
 
 
-def test_keeps_less_for_backward(layers: nn.ModuleDict) -> None:
+def test_keeps_less_for_backward(layers: nn.ModuleDict, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(1000, 12, requires_grad=True)
 
     def kept_numbers(function: Function) -> int:
@@ -114,7 +116,9 @@ def test_keeps_less_for_backward(layers: nn.ModuleDict) -> None:
 
     # Tokens, normed tokens, hidden, activated and the norm's two statistics, a token.
     assert kept_numbers(plain_mlp) == 1000 * (12 + 12 + 20 + 20 + 2)
-    assert kept_numbers(lean_mlp) == 1000 * (12)
+    assert kept_numbers(lean_mlp) == 1000 * 12
+    monkeypatch.setattr(lean_module, '_WIDE', 12)
+    assert kept_numbers(lean_mlp) == 1000 * (12 + 20)
 
 
 @pytest.mark.parametrize('rows', [0, 1, 100])
