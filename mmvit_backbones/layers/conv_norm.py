@@ -68,7 +68,10 @@ def _is_constant(norm: _BatchNorm) -> bool:
 
 
 def _fold(norm: _BatchNorm, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the weight and bias of a convolution that does the norm's work too."""
+    """Return the weight and bias of a convolution that does the norm's work too.
+
+    Unlike those of `torch.nn.utils.fusion`, they carry gradients.
+    """
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = (at_least_float32(norm.running_var) + norm.eps).rsqrt()

@@ -1,11 +1,11 @@
 """Norm, MLP and Gram matrix with backward passes that need less memory or work than autograd's.
 
-Autograd keeps the input of every operation until backward. These functions keep only the tokens
-and make norms, hidden channels and activations again. On a CPU the MLP goes through its rows in
-chunks: the hidden channels of a detection image take more memory than a C library keeps between
-two allocations, and getting it from the system anew each time costs more than the GELU itself. All
-are exact: the same sums, with the same operations where PyTorch has them. They are not
-differentiable twice.
+Autograd keeps the input of every operation until backward. These functions keep the tokens, make
+norms and activations again, and hidden channels too unless they are costly. On a CPU the MLP goes
+through its rows in chunks: the hidden channels of a detection image take more memory than a C
+library keeps between two allocations, and getting it from the system anew each time costs more than
+the GELU itself. All are exact: the same sums, with the same operations where PyTorch has them. They
+are not differentiable twice.
 
 Legend: R rows (tokens of all images), C channels, D hidden channels, B batch, N tokens an image, h
 heads, d channels a head.
