@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from mmvit_backbones.layers import lean
+from mmvit_backbones.layers import lean, windows
 
 
 def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -77,7 +77,8 @@ def check_autocast(model: nn.Module, dtype: torch.dtype, monkeypatch: pytest.Mon
 
     ours, our_gradients = run(x, dtype)
     with monkeypatch.context() as patch:
-        patch.setattr(lean, 'is_traced', lambda: True)
+        for module in (lean, windows):
+            patch.setattr(module, 'is_traced', lambda: True)
         plain, plain_gradients = run(x, dtype)
     model.double()
     exact, exact_gradients = run(x.double())

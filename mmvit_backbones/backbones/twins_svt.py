@@ -26,6 +26,7 @@ from mmvit_backbones.backbones.base import (
     resolve_arch,
 )
 from mmvit_backbones.layers.init import init_conv_by_fan_out, init_linear
+from mmvit_backbones.layers.layout import channels_first
 from mmvit_backbones.layers.lean import add_residual
 from mmvit_backbones.layers.mlp import MLP
 from mmvit_backbones.layers.norm import norm_map
@@ -143,9 +144,12 @@ class TwinsSVTBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Transform a map (B, H, W, C)."""
         shape = x.shape
-        attended = self.drop_path(self.attn(x, self.norm1))
-        x = x.flatten(1, 2) + attended.flatten(1, 2)  # (B, HW, C)
-        return add_residual(x, self.drop_path(self.mlp(x, self.norm2))).view(shape)
+        x = x.flatten(1, 2)  # (B, HW, C)
+        attended = self.attn(x.view(shape), self.norm1)
+        x = x + self.drop_path(attended.flatten(1, 2))
+        if self.training and self.drop_path.drop_prob > 0:
+            return add_residual(x, self.drop_path(self.mlp(x, self.norm2))).view(shape)
+        return self.mlp(x, self.norm2, residual=True).view(shape)
 
 
 @MODELS.register_module()
@@ -281,17 +285,16 @@ class TwinsSVT(Backbone):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the chosen maps of a batch of images."""
         self._check_input(x)
-        x = x.permute(0, 2, 3, 1)  # (B, H, W, C)
         maps = []
         for i, blocks in enumerate(self.blocks):
-            x = self.drop(self.patch_embeds[i](x))
+            x = self.drop(self.patch_embeds[i](x))  # (B, H, W, C)
             for j, block in enumerate(cast(nn.ModuleList, blocks)):
                 x = self._run_block(block, x)
                 if j == self.arch.peg_after[i]:
                     x = self.pos_block[i](x)
-            x = norm_map(x, self.norm_list[i])
+            x = channels_first(norm_map(x, self.norm_list[i]))
             if i in self.out_indices:
-                maps.append(x.permute(0, 3, 1, 2))
+                maps.append(x)
         return tuple(maps)
 
     @property

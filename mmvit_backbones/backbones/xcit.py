@@ -29,6 +29,7 @@ from mmvit_backbones.layers.conv_stem import ConvStem
 from mmvit_backbones.layers.cross_covariance_attention import CrossCovarianceAttention
 from mmvit_backbones.layers.init import init_linear
 from mmvit_backbones.layers.layer_scale import initial_layer_scale
+from mmvit_backbones.layers.layout import channels_first
 from mmvit_backbones.layers.lean import add_residual
 from mmvit_backbones.layers.local_patch_interaction import LocalPatchInteraction
 from mmvit_backbones.layers.mlp import MLP
@@ -195,7 +196,10 @@ class XCiTBlock(nn.Module):
         x = add_residual(x, self.drop_path(self.attn(self.norm1(x), self.gamma1)))
         local = self.local_mp(self.norm3(x).view(shape), self.gamma3).flatten(1, 2)
         x = add_residual(x, self.drop_path(local))
-        return add_residual(x, self.drop_path(self.mlp(x, self.norm2, self.gamma2))).view(shape)
+        if self.training and self.drop_path.drop_prob > 0:
+            branch = self.drop_path(self.mlp(x, self.norm2, self.gamma2))
+            return add_residual(x, branch).view(shape)
+        return self.mlp(x, self.norm2, self.gamma2, residual=True).view(shape)
 
 
 @MODELS.register_module()
@@ -307,13 +311,13 @@ class XCiT(Backbone):
         """Return the chosen maps of a batch of images."""
         self._check_input(x)
         image_size = (x.shape[2], x.shape[3])
-        x = self.patch_embed(x.permute(0, 2, 3, 1))  # (B, H, W, C)
+        x = self.patch_embed(x)  # (B, H, W, C)
         x = self.drop(self.pos_embed(x))
         maps = []
         for i, block in enumerate(self.blocks):
             x = self._run_block(block, x)
             if i in self.out_indices:
-                maps.append(x.permute(0, 3, 1, 2))
+                maps.append(channels_first(x))
         return tuple(maps) if self.pyramid is None else self.pyramid(maps, image_size)
 
     @property

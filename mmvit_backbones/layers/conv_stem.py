@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmvit_backbones.layers.conv_norm import conv_norm
+from mmvit_backbones.layers.layout import channels_last
 from mmvit_backbones.layers.norm import build_norm
 
 NUM_CONVS = {8: 3, 16: 4}
@@ -58,9 +59,9 @@ class ConvStem(nn.Module):
         self.proj = nn.Sequential(*layers[:-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Embed images (B, H, W, C) as tokens (B, ceil(H/p), ceil(W/p), dims)."""
-        x = x.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+        """Embed images (B, in_channels, H, W) as tokens (B, ceil(H/p), ceil(W/p), dims)."""
+        x = x.contiguous(memory_format=torch.channels_last)
         *before, last = cast('Iterable[tuple[nn.Conv2d, nn.Module]]', self.proj[::2])
         for conv, norm in before:
             x = conv_norm(x, conv, norm, activate=True)
-        return conv_norm(x, *last).permute(0, 2, 3, 1)
+        return channels_last(conv_norm(x, *last))

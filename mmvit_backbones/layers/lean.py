@@ -14,12 +14,12 @@ heads, d channels a head.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -32,27 +32,13 @@ _CHUNK_BYTES = 2**24
 _WIDE = 256
 
 
-def norm_qkv(
-    x: Tensor, norm: nn.LayerNorm, qkv: nn.Linear, num_heads: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Make queries, keys and values of normed tokens, keeping only `x` for backward.
-
-    Args:
-        x: Tokens (B, N, C).
-        norm: Norm of C channels.
-        qkv: Linear layer from C to 3hd channels.
-        num_heads: Heads h.
-
-    Returns:
-        Queries, keys and values, each (B, h, N, d), views of one tensor.
-    """
-    if is_traced():
-        return split_heads(qkv(norm(x)), num_heads)
-    return _NormQKV.apply(x, norm.weight, norm.bias, norm.eps, qkv.weight, qkv.bias, num_heads)
-
-
 def norm_mlp(
-    x: Tensor, norm: nn.LayerNorm, fc1: nn.Linear, weight2: Tensor, bias2: Tensor
+    x: Tensor,
+    norm: nn.LayerNorm,
+    fc1: nn.Linear,
+    weight2: Tensor,
+    bias2: Tensor,
+    residual: bool = False,
 ) -> Tensor:
     """Return `linear2(gelu(fc1(norm(x))))`, keeping `x` and at most `fc1`'s output for backward.
 
@@ -62,13 +48,26 @@ def norm_mlp(
         fc1: Linear layer to D channels.
         weight2: Weight (C, D) of the second linear layer.
         bias2: Its bias (C).
+        residual: Add `x` to the result.
     """
-    if is_traced():
-        return F.linear(F.gelu(fc1(norm(x))), weight2, bias2)
+    if _prefers_plain(x):
+        branch = F.linear(F.gelu(fc1(norm(x))), weight2, bias2)
+        return x + branch if residual else branch
     keep_hidden = torch.is_grad_enabled() and x.shape[-1] >= _WIDE
-    return _NormMLP.apply(
-        x, norm.weight, norm.bias, norm.eps, fc1.weight, fc1.bias, weight2, bias2, keep_hidden
+    out, _ = _norm_mlp(
+        x,
+        norm.weight,
+        norm.bias,
+        norm.eps,
+        fc1.weight,
+        fc1.bias,
+        weight2,
+        bias2,
+        compute_dtype(x),
+        keep_hidden,
+        residual,
     )
+    return out
 
 
 def add_residual(x: Tensor, branch: Tensor) -> Tensor:
@@ -90,15 +89,16 @@ def gram_matrix(tokens: Tensor) -> Tensor:
     return _GramMatrix.apply(tokens)
 
 
+def _prefers_plain(x: Tensor) -> bool:
+    """Whether PyTorch records operations on `x` for a compiler that does better with plain ones."""
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        return x.device.type != 'cpu'
+    return is_traced()
+
+
 def is_traced() -> bool:
     """Whether PyTorch records the operations: a compiler chooses itself what to keep."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
-
-
-def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return views of (B, N, 3hd) as queries, keys and values (B, h, N, d)."""
-    q, k, v = rearrange(qkv, 'b n (three h d) -> three b h n d', three=3, h=num_heads)
-    return q, k, v
 
 
 def _cut_rows(rows: Tensor, bytes_each: int) -> list[int]:
@@ -122,200 +122,212 @@ class _Scratch(threading.local):
     def __init__(self) -> None:
         self._memory = torch.empty(0, dtype=torch.uint8)
 
-    def borrow(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Return uninitialised memory in the dtype of a tensor and on its device."""
-        if like.device.type != 'cpu' or type(like) is not Tensor:  # such as a fake tensor
-            return like.new_empty(shape)
-        num_bytes = prod(shape) * like.element_size()
+    def borrow(self, shape: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> Tensor:
+        """Return uninitialised memory on the device of a tensor."""
+        if like.device.type != 'cpu':
+            return like.new_empty(shape, dtype=dtype)
+        num_bytes = prod(shape) * dtype.itemsize
         if len(self._memory) < num_bytes:
             with torch.inference_mode(False):  # or it could not be written to outside of that mode
                 self._memory = torch.empty(num_bytes, dtype=torch.uint8)
-        return self._memory[:num_bytes].view(like.dtype).view(shape)
+        return self._memory[:num_bytes].view(dtype).view(shape)
 
 
 _scratch = _Scratch()
 
 
-class _NormQKV(torch.autograd.Function):
-    """Its three results have gradients of their own, which autograd would bring together first."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        norm_weight: Tensor,
-        norm_bias: Tensor,
-        eps: float,
-        weight: Tensor,
-        bias: Tensor | None,
-        num_heads: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.eps = eps
-        ctx.dtype = dtype = compute_dtype(x)
-        ctx.save_for_backward(x, norm_weight, norm_bias, weight)
-        with without_autocast(x.device):
-            normed = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
-            bias = None if bias is None else bias.to(dtype)
-            return split_heads(F.linear(normed.to(dtype), weight.to(dtype), bias), num_heads)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, norm_weight, norm_bias, weight = ctx.saved_tensors
-        dtype = ctx.dtype
-        need_x, need_norm_weight, need_norm_bias, _, need_weight, need_bias, _ = (
-            ctx.needs_input_grad
-        )
-        rows = x.flatten(0, -2)
-        normed, mean, rstd = torch.native_layer_norm(
-            rows, rows.shape[1:], norm_weight, norm_bias, ctx.eps
-        )
-        grad_rows = [rearrange(grad.to(dtype), 'b h n d -> (b n) (h d)') for grad in grads]
-        grad_weight = grad_bias = None
-        if need_weight:
-            normed = normed.to(dtype)
-            grad_weight = torch.cat([grad.t() @ normed for grad in grad_rows]).to(weight.dtype)
-        del normed
-        if need_bias:
-            grad_bias = torch.cat([grad.sum(0, dtype=weight.dtype) for grad in grad_rows])
-        grad_normed = torch.empty_like(rows, dtype=dtype)
-        for i, (grad, third) in enumerate(zip(grad_rows, weight.to(dtype).chunk(3), strict=True)):
-            torch.addmm(grad_normed, grad, third, beta=int(i > 0), out=grad_normed)
-        grad_x, grad_norm_weight, grad_norm_bias = torch.ops.aten.native_layer_norm_backward(
-            grad_normed.to(x.dtype),
-            rows,
-            rows.shape[1:],
-            mean,
-            rstd,
-            norm_weight,
-            norm_bias,
-            (need_x, need_norm_weight, need_norm_bias),
-        )
-        return (
-            grad_x.view(x.shape) if need_x else None,
-            grad_norm_weight,
-            grad_norm_bias,
-            None,
-            grad_weight,
-            grad_bias,
-            None,
-        )
-
-
-class _NormMLP(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        norm_weight: Tensor,
-        norm_bias: Tensor,
-        eps: float,
-        weight1: Tensor,
-        bias1: Tensor,
-        weight2: Tensor,
-        bias2: Tensor,
-        keep_hidden: bool,
-    ) -> Tensor:
-        ctx.eps = eps
-        ctx.dtype = dtype = compute_dtype(x)
-        kept = x.new_empty(x.shape[:-1].numel() if keep_hidden else 0, len(weight1), dtype=dtype)
-        ctx.save_for_backward(
-            x, kept if keep_hidden else None, norm_weight, norm_bias, weight1, bias1, weight2
-        )
-        weight1, bias1, weight2, bias2 = (t.to(dtype) for t in (weight1, bias1, weight2, bias2))
-        rows = x.flatten(0, -2)  # (R, C)
-        # A fresh tensor, not a view of a matrix, so that the caller may add to it in place.
-        out = x.new_empty(x.shape, dtype=dtype)
-        sizes = _cut_rows(rows, len(weight1) * dtype.itemsize)
-        # At full precision the two operations in a part's memory are as fast as the fused one.
-        can_fuse_gelu = (
-            dtype == torch.bfloat16 and can_use_onednn(x.device, dtype) and not keep_hidden
-        )
-        kept_parts = kept.split(sizes) if keep_hidden else ()
-        longest = 0 if can_fuse_gelu else max(sizes, default=0)
-        buffer = _scratch.borrow((longest, len(weight1)), out)
-        with without_autocast(x.device):
-            for i, (part, out_part) in enumerate(
-                zip(rows.split(sizes), out.view(rows.shape).split(sizes), strict=True)
-            ):
-                normed = F.layer_norm(part, part.shape[1:], norm_weight, norm_bias, eps)
-                normed = normed.to(dtype)
-                if can_fuse_gelu:
-                    hidden = torch.ops.mkldnn._linear_pointwise(
-                        normed, weight1, bias1, 'gelu', [], 'none'
-                    )
-                else:
-                    hidden = buffer[: len(normed)]  # (rows of the part, D)
-                    before = kept_parts[i] if keep_hidden else hidden
-                    torch.addmm(bias1, normed, weight1.t(), out=before)
-                    torch.ops.aten.gelu.out(before, out=hidden)
-                torch.addmm(bias2, hidden, weight2.t(), out=out_part)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, kept, norm_weight, norm_bias, weight1, bias1, weight2 = ctx.saved_tensors
-        need_x, need_norm_weight, need_norm_bias, _, *need_linear, _ = ctx.needs_input_grad
-        need_weight1, need_bias1, need_weight2, need_bias2 = need_linear
-        dtype = ctx.dtype
-        rows = x.flatten(0, -2)
-        grad_rows = grad.reshape(rows.shape).to(dtype)
-        grad_weight1 = torch.zeros_like(weight1) if need_weight1 else None
-        grad_bias1 = torch.zeros_like(bias1) if need_bias1 else None
-        grad_weight2 = torch.zeros_like(weight2) if need_weight2 else None
-        grad_bias2 = grad_rows.sum(0, dtype=weight2.dtype) if need_bias2 else None
-        weight1, bias1, weight2 = weight1.to(dtype), bias1.to(dtype), weight2.to(dtype)
-        sizes = _cut_rows(rows, len(weight1) * dtype.itemsize)
-        buffers = _scratch.borrow((2, max(sizes, default=0), len(weight1)), grad_rows)
-        normed, mean, rstd = torch.native_layer_norm(
-            rows, rows.shape[1:], norm_weight, norm_bias, ctx.eps
-        )
-        grad_normed = torch.empty_like(rows, dtype=dtype)
-        kept_parts = [None] * len(sizes) if kept is None else kept.split(sizes)
-        for normed_part, grad_part, grad_normed_part, before in zip(
-            normed.split(sizes),
-            grad_rows.split(sizes),
-            grad_normed.split(sizes),
-            kept_parts,
-            strict=True,
+@torch.library.custom_op('mmvit_backbones::norm_mlp', mutates_args=())
+def _norm_mlp(
+    x: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    dtype: torch.dtype,
+    keep_hidden: bool,
+    residual: bool,
+) -> tuple[Tensor, Tensor]:
+    """Compute `norm_mlp` in a dtype; also returns the hidden channels (R, D) that are kept."""
+    kept = x.new_empty(x.shape[:-1].numel() if keep_hidden else 0, len(weight1), dtype=dtype)
+    weight1, bias1, weight2, bias2 = (t.to(dtype) for t in (weight1, bias1, weight2, bias2))
+    rows = x.flatten(0, -2)  # (R, C)
+    # A fresh tensor, not a view of a matrix, so that the caller may add to it in place.
+    out = x.new_empty(x.shape, dtype=x.dtype if residual else dtype)
+    sizes = _cut_rows(rows, len(weight1) * dtype.itemsize)
+    # At full precision the two operations in a part's memory are as fast as the fused one.
+    can_fuse_gelu = dtype == torch.bfloat16 and can_use_onednn(x.device, dtype) and not keep_hidden
+    kept_parts = kept.split(sizes) if keep_hidden else ()
+    longest = 0 if can_fuse_gelu else max(sizes, default=0)
+    buffer = _scratch.borrow((longest, len(weight1)), dtype, x)
+    with without_autocast(x.device):
+        for i, (part, out_part) in enumerate(
+            zip(rows.split(sizes), out.view(rows.shape).split(sizes), strict=True)
         ):
-            normed_part = normed_part.to(dtype)
-            hidden, grad_hidden = buffers[:, : len(normed_part)]  # (rows of the part, D) each
-            if before is None:
-                before = torch.addmm(bias1, normed_part, weight1.t(), out=hidden)
-            torch.mm(grad_part, weight2, out=grad_hidden)
-            torch.ops.aten.gelu_backward.grad_input(grad_hidden, before, grad_input=grad_hidden)
-            torch.mm(grad_hidden, weight1, out=grad_normed_part)
-            if grad_weight2 is not None:
+            normed = F.layer_norm(part, part.shape[1:], norm_weight, norm_bias, eps)
+            normed = normed.to(dtype)
+            if can_fuse_gelu:
+                hidden = torch.ops.mkldnn._linear_pointwise(
+                    normed, weight1, bias1, 'gelu', [], 'none'
+                )
+            else:
+                hidden = buffer[: len(normed)]  # (rows of the part, D)
+                before = kept_parts[i] if keep_hidden else hidden
+                torch.addmm(bias1, normed, weight1.t(), out=before)
                 torch.ops.aten.gelu.out(before, out=hidden)
-                grad_weight2 += grad_part.t() @ hidden
-            if grad_weight1 is not None:
-                grad_weight1 += grad_hidden.t() @ normed_part
-            if grad_bias1 is not None:
-                grad_bias1 += grad_hidden.sum(0, dtype=grad_bias1.dtype)
-        del normed
-        grad_x, grad_norm_weight, grad_norm_bias = torch.ops.aten.native_layer_norm_backward(
-            grad_normed.to(rows.dtype),
-            rows,
-            rows.shape[1:],
-            mean,
-            rstd,
-            norm_weight,
-            norm_bias,
-            (need_x, need_norm_weight, need_norm_bias),
-        )
-        return (
-            grad_x.view(x.shape) if need_x else None,
-            grad_norm_weight,
-            grad_norm_bias,
-            None,
-            grad_weight1,
-            grad_bias1,
-            grad_weight2,
-            grad_bias2,
-            None,
-        )
+            if not residual:
+                torch.addmm(bias2, hidden, weight2.t(), out=out_part)
+            elif x.dtype == dtype:
+                torch.add(part, bias2, out=out_part).addmm_(hidden, weight2.t())
+            else:
+                torch.add(part, torch.addmm(bias2, hidden, weight2.t()), out=out_part)
+    return out, kept
+
+
+@_norm_mlp.register_fake
+def _(
+    x: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    dtype: torch.dtype,
+    keep_hidden: bool,
+    residual: bool,
+) -> tuple[Tensor, Tensor]:
+    num_kept = x.shape[:-1].numel() if keep_hidden else 0
+    out = x.new_empty(x.shape, dtype=x.dtype if residual else dtype)
+    return out, x.new_empty(num_kept, len(weight1), dtype=dtype)
+
+
+@torch.library.custom_op('mmvit_backbones::norm_mlp_backward', mutates_args=())
+def _norm_mlp_backward(
+    grad: Tensor,
+    x: Tensor,
+    kept: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    dtype: torch.dtype,
+    residual: bool,
+    needed: Sequence[bool],
+) -> list[Tensor]:
+    """Compute the gradients of `norm_mlp`'s tensors, empty ones for those not needed."""
+    need_x, need_norm_weight, need_norm_bias, *need_linear = needed
+    need_weight1, need_bias1, need_weight2, need_bias2 = need_linear
+    rows = x.flatten(0, -2)
+    grad_rows = grad.reshape(rows.shape).to(dtype)
+    grad_weight1 = torch.zeros_like(weight1) if need_weight1 else None
+    grad_bias1 = torch.zeros_like(bias1) if need_bias1 else None
+    grad_weight2 = torch.zeros_like(weight2) if need_weight2 else None
+    grad_bias2 = grad_rows.sum(0, dtype=weight2.dtype) if need_bias2 else None
+    weight1, bias1, weight2 = weight1.to(dtype), bias1.to(dtype), weight2.to(dtype)
+    sizes = _cut_rows(rows, len(weight1) * dtype.itemsize)
+    buffers = _scratch.borrow((2, max(sizes, default=0), len(weight1)), dtype, x)
+    normed, mean, rstd = torch.native_layer_norm(rows, rows.shape[1:], norm_weight, norm_bias, eps)
+    grad_normed = torch.empty_like(rows, dtype=dtype)
+    kept_parts = kept.split(sizes) if len(kept) else [None] * len(sizes)
+    for normed_part, grad_part, grad_normed_part, before in zip(
+        normed.split(sizes),
+        grad_rows.split(sizes),
+        grad_normed.split(sizes),
+        kept_parts,
+        strict=True,
+    ):
+        normed_part = normed_part.to(dtype)
+        hidden, grad_hidden = buffers[:, : len(normed_part)]  # (rows of the part, D) each
+        if before is None:
+            before = torch.addmm(bias1, normed_part, weight1.t(), out=hidden)
+        torch.mm(grad_part, weight2, out=grad_hidden)
+        torch.ops.aten.gelu_backward.grad_input(grad_hidden, before, grad_input=grad_hidden)
+        torch.mm(grad_hidden, weight1, out=grad_normed_part)
+        if grad_weight2 is not None:
+            torch.ops.aten.gelu.out(before, out=hidden)
+            grad_weight2 += grad_part.t() @ hidden
+        if grad_weight1 is not None:
+            grad_weight1 += grad_hidden.t() @ normed_part
+        if grad_bias1 is not None:
+            grad_bias1 += grad_hidden.sum(0, dtype=grad_bias1.dtype)
+    del normed
+    norm_grads = torch.ops.aten.native_layer_norm_backward(
+        grad_normed.to(rows.dtype),
+        rows,
+        rows.shape[1:],
+        mean,
+        rstd,
+        norm_weight,
+        norm_bias,
+        (need_x, need_norm_weight, need_norm_bias),
+    )
+    grad_x, *other_norm_grads = norm_grads
+    if need_x:
+        grad_x = grad_x.view(x.shape)
+        if residual:
+            grad_x += grad
+    grads = [grad_x, *other_norm_grads, grad_weight1, grad_bias1, grad_weight2, grad_bias2]
+    return [x.new_empty(0) if t is None else t for t in grads]
+
+
+@_norm_mlp_backward.register_fake
+def _(
+    grad: Tensor,
+    x: Tensor,
+    kept: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    dtype: torch.dtype,
+    residual: bool,
+    needed: Sequence[bool],
+) -> list[Tensor]:
+    bias2 = weight2[:, 0]
+    tensors = (x, norm_weight, norm_bias, weight1, bias1, weight2, bias2)
+    return [
+        t.new_empty(t.shape) if need and t is not None else x.new_empty(0)
+        for t, need in zip(tensors, needed, strict=True)
+    ]
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, norm_weight, norm_bias, ctx.eps, weight1, bias1, weight2, _, *options = inputs
+    ctx.dtype, _, ctx.residual = options
+    ctx.save_for_backward(x, output[1], norm_weight, norm_bias, weight1, bias1, weight2)
+    ctx.set_materialize_grads(False)
+
+
+def _run_backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    x, kept, norm_weight, norm_bias, weight1, bias1, weight2 = ctx.saved_tensors
+    needed = [ctx.needs_input_grad[i] for i in (0, 1, 2, 4, 5, 6, 7)]
+    grads = _norm_mlp_backward(
+        grad,
+        x,
+        kept,
+        norm_weight,
+        norm_bias,
+        ctx.eps,
+        weight1,
+        bias1,
+        weight2,
+        ctx.dtype,
+        ctx.residual,
+        needed,
+    )
+    grads = [g if need else None for g, need in zip(grads, needed, strict=True)]
+    return (*grads[:3], None, *grads[3:], None, None, None)
+
+
+_norm_mlp.register_autograd(_run_backward, setup_context=_keep_for_backward)
 
 
 class _GramMatrix(torch.autograd.Function):

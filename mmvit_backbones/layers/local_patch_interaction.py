@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mmvit_backbones.layers.conv_norm import conv_norm
 from mmvit_backbones.layers.layer_scale import fold_scale
+from mmvit_backbones.layers.layout import channels_first, channels_last
 from mmvit_backbones.layers.norm import build_norm
 
 
@@ -53,11 +54,11 @@ class LocalPatchInteraction(nn.Module):
             x: The map.
             scale: LayerScale, a factor of each channel of the output (C).
         """
-        x = x.permute(0, 3, 1, 2)
+        x = channels_first(x)
         if self.norm_first:
             x = conv_norm(x, self.conv1, self.bn, activate=True)
         else:
             x = self.bn(conv_norm(x, self.conv1, activate=True))
         weight, bias = fold_scale(self.conv2, scale)
         x = F.conv2d(x, weight, bias, padding=self.conv2.padding, groups=self.conv2.groups)
-        return x.permute(0, 2, 3, 1)
+        return channels_last(x)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmvit_backbones.layers.layer_scale import fold_scale
-from mmvit_backbones.layers.lean import norm_mlp
+from mmvit_backbones.layers.lean import add_residual, norm_mlp
 
 
 class MLP(nn.Module):
@@ -25,7 +25,11 @@ class MLP(nn.Module):
         self.drop = nn.Dropout(drop_rate)
 
     def forward(
-        self, x: Tensor, norm: nn.LayerNorm | None = None, scale: Tensor | None = None
+        self,
+        x: Tensor,
+        norm: nn.LayerNorm | None = None,
+        scale: Tensor | None = None,
+        residual: bool = False,
     ) -> Tensor:
         """Transform tokens.
 
@@ -33,10 +37,12 @@ class MLP(nn.Module):
             x: Tokens (..., C).
             norm: Norm before the first linear layer.
             scale: LayerScale, a factor of each channel of the output (C).
+            residual: Add `x` to the result.
         """
         weight, bias = fold_scale(self.fc2, scale)
         if norm is None or (self.training and self.drop.p > 0):
             normed = x if norm is None else norm(x)
             hidden = self.drop(F.gelu(self.fc1(normed)))
-            return self.drop(F.linear(hidden, weight, bias))
-        return norm_mlp(x, norm, self.fc1, weight, bias)
+            branch = self.drop(F.linear(hidden, weight, bias))
+            return add_residual(x, branch) if residual else branch
+        return norm_mlp(x, norm, self.fc1, weight, bias, residual)

@@ -20,18 +20,18 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Zero-pad a map so that its sides are multiples of a number.
 
     Args:
-        x: Map with channels last (B, H, W, C).
+        x: Map (B, C, H, W).
         multiple: What both sides must be multiples of.
 
     Returns:
         The padded map, or `x` itself where nothing has to be added.
     """
-    height, width = x.shape[1:3]
+    height, width = x.shape[2:]
     bottom = -(-height // multiple) * multiple - height
     right = -(-width // multiple) * multiple - width
     if not is_dynamic(height, width) and bottom == 0 and right == 0:
         return x
-    return F.pad(x, (0, 0, 0, right, 0, bottom))
+    return F.pad(x, (0, right, 0, bottom))
 
 
 def crop(x: Tensor, height: int, width: int) -> Tensor:

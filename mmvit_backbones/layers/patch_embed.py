@@ -5,9 +5,11 @@ Legend: B batch, H x W pixels or tokens, C channels, p patch size.
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from mmvit_backbones.layers.layout import channels_last
 from mmvit_backbones.layers.norm import norm_map
 from mmvit_backbones.layers.padding import pad_to_multiple
 
@@ -33,10 +35,11 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(dims)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Embed a map (B, H, W, C) as tokens (B, ceil(H/p), ceil(W/p), dims)."""
+        """Embed a map (B, in_dims, H, W) as tokens (B, ceil(H/p), ceil(W/p), dims)."""
         p = self.patch_size
         x = pad_to_multiple(x, p)
-        if self.pre_norm is not None:
-            patches = rearrange(x, 'b (h i) (w j) c -> b h w (c i j)', i=p, j=p)
-            x = rearrange(self.pre_norm(patches), 'b h w (c i j) -> b (h i) (w j) c', i=p, j=p)
-        return norm_map(self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1), self.norm)
+        if self.pre_norm is None:
+            return norm_map(channels_last(self.proj(x)), self.norm)
+        patches = rearrange(x, 'b c (h i) (w j) -> b h w (c i j)', i=p, j=p)
+        tokens = F.linear(self.pre_norm(patches), self.proj.weight.flatten(1), self.proj.bias)
+        return norm_map(tokens, self.norm)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmvit_backbones.layers.layout import channels_first, channels_last
 from mmvit_backbones.layers.precision import at_least_float32, without_autocast
 
 
@@ -28,8 +29,9 @@ class PositionEncodingGenerator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Add a position-dependent term to a map (B, H, W, C)."""
-        local = self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return (x.flatten(1, 2) + local.flatten(1, 2)).view(x.shape)
+        tokens = x.flatten(1, 2)  # (B, HW, C)
+        local = self.proj(channels_first(tokens.view(x.shape)))
+        return (tokens + channels_last(local).flatten(1, 2)).view(x.shape)
 
 
 def fourier_features(length: int, dims: int, device: torch.device) -> Tensor:
@@ -83,7 +85,8 @@ class FourierPosition(nn.Module):
             columns = F.linear(
                 self._features(x.shape[2]), column_weight, self.token_projection.bias
             )
-        return x + (rows[:, None] + columns)
+        table = rows[:, None] + columns  # (H, W, C)
+        return (x.flatten(1, 2) + table.flatten(0, 1)).view(x.shape)
 
     def _features(self, length: int) -> Tensor:
         weight = self.token_projection.weight

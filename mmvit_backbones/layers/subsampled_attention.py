@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from mmvit_backbones.layers.layout import channels_first, channels_last
 from mmvit_backbones.layers.padding import pad_to_multiple
 
 
@@ -81,9 +82,9 @@ class SubsampledAttention(nn.Module):
 
     def _keys_and_values(self, tokens: Tensor, shape: Sequence[int]) -> Tensor:
         """Subsample the tokens (B, HW, C) of a map; returns (B, ceil(H/r) ceil(W/r), 2hd)."""
-        padded = pad_to_multiple(tokens.view(shape), self.sr_ratio).permute(0, 3, 1, 2)
-        if self.fused_reduction:
-            return self.kv(padded).permute(0, 2, 3, 1).flatten(1, 2)
-        if self.sr is None or self.norm is None:
+        conv = self.kv if self.fused_reduction else self.sr
+        if conv is None:
             return self.kv(tokens)
-        return self.kv(self.norm(self.sr(padded).permute(0, 2, 3, 1).flatten(1, 2)))
+        padded = pad_to_multiple(channels_first(tokens.view(shape)), self.sr_ratio)
+        reduced = channels_last(conv(padded)).flatten(1, 2)
+        return reduced if self.norm is None else self.kv(self.norm(reduced))

@@ -10,21 +10,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from mmvit_backbones.layers.lean import norm_qkv, split_heads
+from mmvit_backbones.layers.layout import channels_first, channels_last
+from mmvit_backbones.layers.norm import norm_map
 from mmvit_backbones.layers.padding import crop, is_dynamic, pad_to_multiple
+from mmvit_backbones.layers.windows import Tiling, join_windows, norm_qkv
 
 WINDOW_PADDINGS = ('mask', 'zero')
-
-
-def split_at_border(size: int, window_size: int) -> list[tuple[int, int]]:
-    """Cut one side of a map into a part that windows tile and a rest shorter than a window.
-
-    Returns:
-        (length of the part, side of its windows), without empty parts.
-    """
-    rest = size % window_size
-    parts = [(size - rest, window_size), (rest, rest)]
-    return [(length, side) for length, side in parts if length > 0]
 
 
 def window_mask(padded: Tensor, height: int, width: int, window_size: int) -> Tensor:
@@ -48,6 +39,11 @@ def window_mask(padded: Tensor, height: int, width: int, window_size: int) -> Te
         j=window_size,
     )
     return inside[:, None, None]
+
+
+def _pad(x: Tensor, window_size: int) -> Tensor:
+    """Zero-pad a map (B, H, W, C) to whole windows."""
+    return channels_last(pad_to_multiple(channels_first(x), window_size))
 
 
 class WindowAttention(nn.Module):
@@ -101,56 +97,23 @@ class WindowAttention(nn.Module):
         size = self.window_size
         height, width = x.shape[1:3]
         if self.padding == 'zero':
-            out = self._attend(pad_to_multiple(norm(x), size), norm, size, size)
-        elif is_dynamic(height, width):
-            padded = pad_to_multiple(x, size)
+            padded = _pad(norm_map(x, norm), size)
+            tiling = Tiling.of_multiple(padded.shape[1], padded.shape[2], size)
+            return crop(self._attend(padded, None, tiling), height, width)
+        if is_dynamic(height, width):
+            padded = _pad(x, size)
+            tiling = Tiling.of_multiple(padded.shape[1], padded.shape[2], size)
             mask = window_mask(padded, height, width, size)
-            out = self._attend(padded, norm, size, size, mask)
-        else:
-            return self._attend_in_parts(x, norm)
-        return crop(out, height, width)
-
-    def _attend_in_parts(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
-        """Attend in the windows of a map (B, H, W, C), cutting off those at the border."""
-        rows = split_at_border(x.shape[1], self.window_size)
-        columns = split_at_border(x.shape[2], self.window_size)
-        strips = []
-        for strip, (_, window_height) in zip(
-            x.split([length for length, _ in rows], dim=1), rows, strict=True
-        ):
-            regions = strip.split([length for length, _ in columns], dim=2)
-            attended = [
-                self._attend(region, norm, window_height, window_width)
-                for region, (_, window_width) in zip(regions, columns, strict=True)
-            ]
-            strips.append(attended[0] if len(attended) == 1 else torch.cat(attended, dim=2))
-        return strips[0] if len(strips) == 1 else torch.cat(strips, dim=1)
+            return crop(self._attend(padded, norm, tiling, mask), height, width)
+        return self._attend(x, norm, Tiling.cut_at_border(height, width, size))
 
     def _attend(
-        self,
-        x: Tensor,
-        norm: nn.LayerNorm,
-        window_height: int,
-        window_width: int,
-        mask: Tensor | None = None,
+        self, x: Tensor, norm: nn.LayerNorm | None, tiling: Tiling, mask: Tensor | None = None
     ) -> Tensor:
-        """Attend in windows that tile a region (B, H, W, C); a view of windows in a row."""
-        # Bringing x into window order is one copy; doing it with queries, keys and values is three.
-        windows = rearrange(
-            x, 'b (y i) (x j) c -> (b y x) (i j) c', i=window_height, j=window_width
-        )
-        if self.padding == 'zero':
-            q, k, v = split_heads(self.qkv(windows), self.num_heads)
-        else:
-            q, k, v = norm_qkv(windows, norm, self.qkv, self.num_heads)
+        """Attend within the windows of a map (B, H, W, C)."""
         drop = self.attn_drop_rate if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=drop)  # (w, h, n, d)
-        out = self.drop(self.proj(rearrange(out, 'w h n d -> w n (h d)')))
-        return rearrange(
-            out,
-            '(b y x) (i j) c -> b (y i) (x j) c',
-            b=x.shape[0],
-            y=x.shape[1] // window_height,
-            x=x.shape[2] // window_width,
-            i=window_height,
-        )
+        attended = [
+            F.scaled_dot_product_attention(q, k, v, mask, dropout_p=drop)  # (w, h, n, d)
+            for q, k, v in norm_qkv(x.flatten(1, 2), norm, self.qkv, self.num_heads, tiling)
+        ]
+        return self.drop(self.proj(join_windows(attended, tiling))).view(x.shape)

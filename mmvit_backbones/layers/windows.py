@@ -1,0 +1,291 @@
+"""Cutting the tokens of a map into windows and putting them together again.
+
+Where a side is no multiple of the window's, windows at the border are smaller: a map consists of up
+to four regions, each tiled by windows of one size. Their tokens are brought into one row, region by
+region and window by window, so that linear layers run once for all of them.
+
+Legend: B batch, H x W = N tokens, C channels, R = BN rows, h heads, d channels a head, w windows of
+a region in all images, n tokens in a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from mmvit_backbones.layers.lean import is_traced
+from mmvit_backbones.layers.precision import compute_dtype, without_autocast
+
+QKV = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Region:
+    """Part of a map that windows of one size tile, in tokens."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    window_height: int
+    window_width: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of one image."""
+        return self.height * self.width
+
+    @property
+    def window_tokens(self) -> int:
+        """Tokens of one window."""
+        return self.window_height * self.window_width
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """The windows of a map.
+
+    Attributes:
+        height: Rows of the map.
+        width: Columns of the map.
+        regions: Its parts, row by row.
+    """
+
+    height: int
+    width: int
+    regions: tuple[Region, ...]
+
+    @classmethod
+    def cut_at_border(cls, height: int, width: int, window_size: int) -> Tiling:
+        """Tile from the top left, with smaller windows where whole ones do not fit."""
+        regions = [
+            Region(top, left, region_height, region_width, window_height, window_width)
+            for top, region_height, window_height in _cut_side(height, window_size)
+            for left, region_width, window_width in _cut_side(width, window_size)
+        ]
+        return cls(height, width, tuple(regions))
+
+    @classmethod
+    def of_multiple(cls, height: int, width: int, window_size: int) -> Tiling:
+        """Tile a map whose sides are multiples of the window's."""
+        return cls(height, width, (Region(0, 0, height, width, window_size, window_size),))
+
+    def view_windows(self, tokens: Tensor) -> list[Tensor]:
+        """View tokens (B, N, C) of a map as those of each region.
+
+        Returns:
+            Tokens (B, rows of windows, windows in a row, rows, columns, C).
+        """
+        channels = tokens.shape[2]
+        rows = tokens.view(len(tokens), self.height, self.width * channels)
+        return [
+            rearrange(
+                rows.narrow(1, region.top, region.height).narrow(
+                    2, region.left * channels, region.width * channels
+                ),
+                'b (y i) (x j c) -> b y x i j c',
+                i=region.window_height,
+                j=region.window_width,
+                c=channels,
+            )
+            for region in self.regions
+        ]
+
+    def split(self, rows: Tensor) -> list[Tensor]:
+        """View rows (R, C), window by window, as the windows (w, n, C) of each region."""
+        batch = len(rows) // (self.height * self.width)
+        parts = rows.split([batch * region.num_tokens for region in self.regions])
+        return [
+            part.unflatten(0, (len(part) // region.window_tokens, region.window_tokens))
+            for part, region in zip(parts, self.regions, strict=True)
+        ]
+
+    def split_qkv(self, rows: Tensor, num_heads: int) -> list[QKV]:
+        """View rows (R, 3hd) as queries, keys and values (w, h, n, d) of each region."""
+        parts = [
+            rearrange(part, 'w n (three h d) -> three w h n d', three=3, h=num_heads)
+            for part in self.split(rows)
+        ]
+        return [(q, k, v) for q, k, v in parts]
+
+    def gather(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+        """Copy tokens (B, N, C) into rows (R, C), window by window."""
+        rows = tokens.new_empty(tokens.shape[:2].numel(), tokens.shape[2], dtype=dtype)
+        for target, source in zip(self.split(rows), self.view_windows(tokens), strict=True):
+            target.view(source.shape).copy_(source)
+        return rows
+
+    def scatter(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        """Undo `gather`."""
+        tokens = rows.new_empty(
+            len(rows) // (self.height * self.width),
+            self.height * self.width,
+            rows.shape[1],
+            dtype=dtype,
+        )
+        for target, source in zip(self.view_windows(tokens), self.split(rows), strict=True):
+            target.copy_(source.view(target.shape))
+        return tokens
+
+
+def _cut_side(size: int, window_size: int) -> list[tuple[int, int, int]]:
+    """Return (start, length, side of its windows) of each part of a side."""
+    whole = size - size % window_size
+    parts = [(0, whole, window_size), (whole, size - whole, size - whole)]
+    return [part for part in parts if part[1] > 0]
+
+
+def norm_qkv(
+    tokens: Tensor, norm: nn.LayerNorm | None, qkv: nn.Linear, num_heads: int, tiling: Tiling
+) -> list[QKV]:
+    """Make queries, keys and values of normed tokens, keeping only the tokens for backward.
+
+    Args:
+        tokens: Tokens of a map (B, N, C).
+        norm: Norm of C channels; None if the tokens are normed.
+        qkv: Linear layer from C to 3hd channels.
+        num_heads: Heads h.
+        tiling: Windows of the map.
+
+    Returns:
+        Queries, keys and values (w, h, n, d) of each region, views of one tensor.
+    """
+    if norm is not None and not is_traced():
+        outputs = _NormQKV.apply(
+            tokens, norm.weight, norm.bias, norm.eps, qkv.weight, qkv.bias, num_heads, tiling
+        )
+        return [outputs[i : i + 3] for i in range(0, len(outputs), 3)]
+    if norm is not None:
+        tokens = norm(tokens)
+    rows = torch.cat([windows.flatten(0, -2) for windows in tiling.view_windows(tokens)])
+    return tiling.split_qkv(qkv(rows), num_heads)
+
+
+def join_windows(windows: Sequence[Tensor], tiling: Tiling) -> Tensor:
+    """Put the tokens of windows in their places.
+
+    Args:
+        windows: Tokens (w, h, n, d) of each region.
+        tiling: Windows of the map.
+
+    Returns:
+        Tokens of the map (B, N, hd).
+    """
+    if not is_traced():
+        return _JoinWindows.apply(tiling, *windows)
+    strips: dict[int, list[Tensor]] = {}  # regions that lie side by side
+    for part, region in zip(windows, tiling.regions, strict=True):
+        strip = rearrange(
+            part,
+            '(b y x) h (i j) d -> b (y i) (x j h d)',
+            y=region.height // region.window_height,
+            x=region.width // region.window_width,
+            i=region.window_height,
+        )
+        strips.setdefault(region.top, []).append(strip)
+    rows = torch.cat([torch.cat(strip, dim=2) for strip in strips.values()], dim=1)
+    num_heads, _, head_dims = windows[0].shape[1:]
+    return rows.view(len(rows), tiling.height * tiling.width, num_heads * head_dims)
+
+
+class _NormQKV(torch.autograd.Function):
+    """Its results have gradients of their own, which autograd would bring together twice."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        tokens: Tensor,
+        norm_weight: Tensor | None,
+        norm_bias: Tensor | None,
+        eps: float,
+        weight: Tensor,
+        bias: Tensor | None,
+        num_heads: int,
+        tiling: Tiling,
+    ) -> tuple[Tensor, ...]:
+        ctx.eps = eps
+        ctx.num_heads = num_heads
+        ctx.tiling = tiling
+        ctx.dtype = dtype = compute_dtype(tokens)
+        ctx.save_for_backward(tokens, norm_weight, norm_bias, weight)
+        with without_autocast(tokens.device):
+            normed = F.layer_norm(tokens, tokens.shape[-1:], norm_weight, norm_bias, eps)
+            rows = tiling.gather(normed, dtype)
+            del normed
+            bias = None if bias is None else bias.to(dtype)
+            qkv = F.linear(rows, weight.to(dtype), bias)
+        return sum(tiling.split_qkv(qkv, num_heads), ())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        tokens, norm_weight, norm_bias, weight = ctx.saved_tensors
+        tiling, dtype = ctx.tiling, ctx.dtype
+        need_x, need_norm_weight, need_norm_bias, _, need_weight, need_bias, *_ = (
+            ctx.needs_input_grad
+        )
+        grad_rows = tokens.new_empty(tokens.shape[:2].numel(), len(weight), dtype=dtype)
+        targets = sum(tiling.split_qkv(grad_rows, ctx.num_heads), ())
+        for target, grad in zip(targets, grads, strict=True):
+            target.copy_(grad)
+        normed, mean, rstd = torch.native_layer_norm(
+            tokens, tokens.shape[-1:], norm_weight, norm_bias, ctx.eps
+        )
+        grad_weight = grad_bias = None
+        if need_weight:
+            grad_weight = (grad_rows.t() @ tiling.gather(normed, dtype)).to(weight.dtype)
+        del normed
+        if need_bias:
+            grad_bias = grad_rows.sum(0, dtype=weight.dtype)
+        grad_normed = grad_rows @ weight.to(dtype)
+        del grad_rows
+        grad_tokens, grad_norm_weight, grad_norm_bias = torch.ops.aten.native_layer_norm_backward(
+            tiling.scatter(grad_normed, tokens.dtype),
+            tokens,
+            tokens.shape[-1:],
+            mean,
+            rstd,
+            norm_weight,
+            norm_bias,
+            (need_x, need_norm_weight, need_norm_bias),
+        )
+        return (
+            grad_tokens,
+            grad_norm_weight,
+            grad_norm_bias,
+            None,
+            grad_weight,
+            grad_bias,
+            None,
+            None,
+        )
+
+
+class _JoinWindows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tiling: Tiling, *windows: Tensor) -> Tensor:
+        num_windows, num_heads, window_tokens, head_dims = windows[0].shape
+        ctx.tiling = tiling
+        ctx.num_heads = num_heads
+        batch = num_windows * window_tokens // tiling.regions[0].num_tokens
+        tokens = windows[0].new_empty(batch, tiling.height * tiling.width, num_heads * head_dims)
+        for target, source in zip(tiling.view_windows(tokens), windows, strict=True):
+            by_head = target.unflatten(-1, (num_heads, head_dims))
+            by_head.copy_(source.transpose(1, 2).view(by_head.shape))
+        return tokens
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows = ctx.tiling.gather(grad.contiguous(), grad.dtype)
+        return None, *(
+            rearrange(windows, 'w n (h d) -> w h n d', h=ctx.num_heads)
+            for windows in ctx.tiling.split(rows)
+        )
