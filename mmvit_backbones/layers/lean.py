@@ -4,11 +4,11 @@ Autograd keeps the input of every operation until backward. These functions keep
 norms and activations again, and hidden channels too unless they are costly. On a CPU the MLP goes
 through its rows in chunks: the hidden channels of a detection image take more memory than a C
 library keeps between two allocations, and getting it from the system anew each time costs more than
-the GELU itself. All are exact: the same sums, with the same operations where PyTorch has them. They
-are not differentiable twice.
+the GELU itself. That holds in graphs compiled for a CPU too, so there the MLP stays one operator.
+All are exact: the same sums, with the same operations where PyTorch has them. They are not
+differentiable twice.
 
-Legend: R rows (tokens of all images), C channels, D hidden channels, B batch, N tokens an image, h
-heads, d channels a head.
+Legend: R rows (tokens of all images), C channels, D hidden channels, B batch, N tokens an image.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
 
 from mmvit_backbones.layers.precision import can_use_onednn, compute_dtype, without_autocast
 
@@ -90,7 +91,7 @@ def gram_matrix(tokens: Tensor) -> Tensor:
 
 
 def _prefers_plain(x: Tensor) -> bool:
-    """Whether PyTorch records operations on `x` for a compiler that does better with plain ones."""
+    """Whether to record plain operations on `x`, for an exported graph or a GPU's compiler."""
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
         return x.device.type != 'cpu'
     return is_traced()
@@ -328,6 +329,32 @@ def _run_backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
 
 
 _norm_mlp.register_autograd(_run_backward, setup_context=_keep_for_backward)
+
+
+@register_flop_formula(torch.ops.mmvit_backbones.norm_mlp)
+def _count_flops(
+    x_shape: Sequence[int], norm_weight: Any, norm_bias: Any, eps: float, *args: Any, **kwargs: Any
+) -> int:
+    """Tell PyTorch's counter what the two linear layers cost."""
+    weight1_shape = args[0]
+    return 4 * prod(x_shape[:-1]) * prod(weight1_shape)
+
+
+@register_flop_formula(torch.ops.mmvit_backbones.norm_mlp_backward)
+def _count_backward_flops(
+    grad_shape: Sequence[int],
+    x_shape: Sequence[int],
+    kept_shape: Sequence[int],
+    norm_weight: Any,
+    norm_bias: Any,
+    eps: float,
+    *args: Any,
+    **kwargs: Any,
+) -> int:
+    """Tell it what their backward pass costs, with the first layer where it runs again."""
+    weight1_shape = args[0]
+    products = 4 if kept_shape[0] else 5
+    return 2 * products * prod(x_shape[:-1]) * prod(weight1_shape)
 
 
 class _GramMatrix(torch.autograd.Function):

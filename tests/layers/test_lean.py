@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmvit_backbones.layers import lean as lean_module
 from mmvit_backbones.layers.lean import add_residual, norm_mlp
@@ -117,6 +118,40 @@ def test_keeps_less_for_backward(layers: nn.ModuleDict, monkeypatch: pytest.Monk
     assert kept_numbers(lean_mlp) == 1000 * 12
     monkeypatch.setattr(lean_module, '_WIDE', 12)
     assert kept_numbers(lean_mlp) == 1000 * (12 + 20)
+
+
+@pytest.mark.parametrize('wide', [False, True])
+def test_counted_operations(
+    wide: bool, layers: nn.ModuleDict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lean_module, '_WIDE', 1 if wide else 1000)
+    x = torch.randn(2, 3, 12, requires_grad=True)
+
+    def count(function: Function) -> tuple[int, int]:
+        with FlopCounterMode(display=False) as counter:
+            out = function(layers, x)
+            forward = counter.get_total_flops()
+            out.sum().backward()
+        return forward, counter.get_total_flops()
+
+    forward, total = count(plain_mlp)
+    again = 0 if wide else forward // 2
+    assert count(lean_mlp) == (forward, total + again)
+
+
+def test_exported_graph_has_plain_operations(layers: nn.ModuleDict) -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = layers
+
+        def forward(self, x: Tensor) -> Tensor:
+            return lean_mlp_block(self.layers, x)
+
+    x = torch.randn(2, 3, 12)
+    exported = torch.export.export(Block(), (x,))
+    assert not any('mmvit' in str(node.target) for node in exported.graph.nodes)
+    torch.testing.assert_close(exported.module()(x), lean_mlp_block(layers, x))
 
 
 @pytest.mark.parametrize('rows', [0, 1, 100])
