@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
-from math import log
+from math import log, nan
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -458,30 +458,29 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 
 
 def draw_plot(rows: Sequence[Row], path: Path) -> None:
-    """Draw throughput and memory over image size, a line a subject and setting, as PNG."""
+    """Draw throughput and memory over image size as PNG, a row of panels a setting."""
     import matplotlib.pyplot as plt
 
-    lines: dict[str, list[Row]] = {}
-    for row in rows:
+    settings: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row.height * row.width):
         compiled = ' compiled' if row.compiled else ''
-        label = f'{row.network} {row.run} {row.precision}{compiled}: {row.subject}'
-        lines.setdefault(label, []).append(row)
-    figure, axes = plt.subplots(1, 2, figsize=(13, 5), layout='constrained')
-    for label, points in lines.items():
-        points.sort(key=lambda row: row.height * row.width)
-        pixels = [row.height * row.width / 1e6 for row in points]
-        axes[0].plot(pixels, [row.batch / row.seconds for row in points], 'o-', label=label)
-        with_memory = [row for row in points if row.mebibytes is not None]
-        axes[1].plot(
-            [row.height * row.width / 1e6 for row in with_memory],
-            [row.mebibytes / row.batch for row in with_memory if row.mebibytes is not None],
-            'o-',
-            label=label,
-        )
-    axes[0].set(xlabel='megapixels', ylabel='images a second', xscale='log', yscale='log')
-    axes[1].set(xlabel='megapixels', ylabel='peak MiB an image', xscale='log', yscale='log')
-    axes[0].legend(fontsize=7)
-    for axis in axes:
-        axis.grid(alpha=0.3, which='both')
+        title = f'{row.network} {row.run} {row.precision}{compiled}'
+        settings.setdefault(title, []).append(row)
+    subjects = list(dict.fromkeys(row.subject for row in rows))
+    figure, grid = plt.subplots(
+        len(settings), 2, figsize=(11, 3.2 * len(settings)), squeeze=False, layout='constrained'
+    )
+    for (title, points), axes in zip(settings.items(), grid, strict=True):
+        for i, subject in enumerate(subjects):
+            line = [row for row in points if row.subject == subject]
+            pixels = [row.height * row.width / 1e6 for row in line]
+            rates = [row.batch / row.seconds for row in line]
+            memory = [nan if row.mebibytes is None else row.mebibytes / row.batch for row in line]
+            for axis, values in zip(axes, (rates, memory), strict=True):
+                axis.plot(pixels, values, 'o-', color=f'C{i}', label=subject)
+        for axis, label in zip(axes, ('images a second', 'peak MiB an image'), strict=True):
+            axis.set(title=title, xlabel='megapixels', ylabel=label, xscale='log', yscale='log')
+            axis.grid(alpha=0.3, which='both')
+    grid[0, 0].legend()
     figure.savefig(path, dpi=100)
     plt.close(figure)
