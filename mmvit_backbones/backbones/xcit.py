@@ -193,13 +193,21 @@ class XCiTBlock(nn.Module):
         """Transform a map (B, H, W, C)."""
         shape = x.shape
         x = x.flatten(1, 2)  # (B, N, C): a compiler sees that tokens lie in a row
-        x = add_residual(x, self.drop_path(self.attn(self.norm1(x), self.gamma1)))
+        x = self._add_branch(x, self.attn, self.norm1, self.gamma1)
         local = self.local_mp(self.norm3(x).view(shape), self.gamma3).flatten(1, 2)
-        x = add_residual(x, self.drop_path(local))
+        x = x + self.drop_path(local)
+        return self._add_branch(x, self.mlp, self.norm2, self.gamma2).view(shape)
+
+    def _add_branch(
+        self,
+        x: Tensor,
+        branch: CrossCovarianceAttention | MLP,
+        norm: nn.LayerNorm,
+        scale: Tensor,
+    ) -> Tensor:
         if self.training and self.drop_path.drop_prob > 0:
-            branch = self.drop_path(self.mlp(x, self.norm2, self.gamma2))
-            return add_residual(x, branch).view(shape)
-        return self.mlp(x, self.norm2, self.gamma2, residual=True).view(shape)
+            return add_residual(x, self.drop_path(branch(x, norm, scale)))
+        return branch(x, norm, scale, residual=True)
 
 
 @MODELS.register_module()

@@ -1,15 +1,7 @@
 """Attention between channels instead of tokens, linear in the number of tokens.
 
-Two forms of the same sums. The direct form makes queries, keys and values (N, C) and multiplies
-them. The Gram form never makes them. With X the tokens (N, C), S = X^T X and m = X^T 1,
-
-    q^T k   = (W_q S + b_q m^T) W_k^T + (W_q m + N b_q) b_k^T
-    |q|^2   = the diagonal of the same with W_k, b_k replaced by W_q, b_q
-    output  = X (W_proj A W_v)^T + (W_proj A b_v + b_proj),  A the attention weights, head by head
-
-so that X is only multiplied by itself and by one (C, C) matrix an image: 2NC^2 multiply-adds
-instead of 4NC^2 + 2NCd, and X is all that backward needs of size N. It costs some products of
-(C, C) matrices, which pay from about N = 1.5C on.
+The direct form makes queries, keys and values (N, C) and multiplies them; `gram_attention` computes
+the same sums without them.
 
 Legend: B batch, H x W = N tokens, C channels, h heads, d channels a head, D = hd.
 """
@@ -21,12 +13,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from mmvit_backbones.layers.gram_attention import gram_attention, plain_gram_attention
 from mmvit_backbones.layers.layer_scale import fold_scale
-from mmvit_backbones.layers.lean import gram_matrix
+from mmvit_backbones.layers.lean import add_residual, is_traced
 from mmvit_backbones.layers.padding import is_dynamic
-from mmvit_backbones.layers.precision import at_least_float32, without_autocast
-
-_MIN_SQUARED_LENGTH = 1e-24  # 1e-12 squared, below which F.normalize stops dividing as well
+from mmvit_backbones.layers.precision import at_least_float32
 
 
 def channel_attention_weights(q: Tensor, k: Tensor, temperature: Tensor) -> Tensor:
@@ -47,46 +38,6 @@ def channel_attention_weights(q: Tensor, k: Tensor, temperature: Tensor) -> Tens
     k_unit = F.normalize(at_least_float32(k), dim=-1).to(k.dtype)
     covariance = at_least_float32(q_unit @ k_unit.transpose(-2, -1))
     return (covariance * at_least_float32(temperature)).softmax(dim=-1)
-
-
-def gram_attention_weights(
-    tokens: Tensor, weight: Tensor, bias: Tensor | None, temperature: Tensor
-) -> Tensor:
-    """Compute `channel_attention_weights` without queries and keys, in fp32 at least.
-
-    Args:
-        tokens: Tokens (B, N, C) that queries and keys are made of.
-        weight: Rows of the query projection, then of the key projection (2D, C).
-        bias: Their biases (2D).
-        temperature: Factor of each head (h, 1, 1).
-
-    Returns:
-        Weights (B, h, d, d).
-    """
-    num_heads, num_tokens = temperature.shape[0], tokens.shape[1]
-    tokens, weight = at_least_float32(tokens), at_least_float32(weight)
-    projected = weight @ gram_matrix(tokens)  # (B, 2D, C)
-    if bias is not None:
-        bias = at_least_float32(bias)
-        sums = tokens.sum(dim=1)  # (B, C)
-        projected = projected + bias[:, None] * sums[:, None]
-        projected_sums = sums @ weight.t() + num_tokens * bias  # (B, 2D)
-        squared_lengths = (projected * weight).sum(dim=-1) + projected_sums * bias
-    else:
-        squared_lengths = (projected * weight).sum(dim=-1)
-    q_projected = projected.chunk(2, dim=1)[0]
-    covariance = rearrange(q_projected, 'b (h d) c -> b h d c', h=num_heads) @ rearrange(
-        weight.chunk(2)[1], '(h d) c -> h c d', h=num_heads
-    )  # (B, h, d, d)
-    if bias is not None:
-        q_sums = rearrange(projected_sums.chunk(2, dim=1)[0], 'b (h d) -> b h d 1', h=num_heads)
-        covariance = covariance + q_sums * rearrange(
-            bias.chunk(2)[1], '(h d) -> h 1 d', h=num_heads
-        )
-    inverse = squared_lengths.clamp_min(_MIN_SQUARED_LENGTH).rsqrt()
-    q_inverse, k_inverse = rearrange(inverse, 'b (two h d) -> two b h d', two=2, h=num_heads)
-    logits = covariance * q_inverse[..., :, None] * k_inverse[..., None, :]
-    return (logits * at_least_float32(temperature)).softmax(dim=-1)
 
 
 class CrossCovarianceAttention(nn.Module):
@@ -121,17 +72,35 @@ class CrossCovarianceAttention(nn.Module):
         self.proj = nn.Linear(inner_dims, dims)
         self.drop = nn.Dropout(drop_rate)
 
-    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        norm: nn.LayerNorm,
+        scale: Tensor | None = None,
+        residual: bool = False,
+    ) -> Tensor:
         """Mix the channels of tokens by how they vary together over all tokens of an image.
 
         Args:
-            x: Tokens (B, ..., C).
+            x: Tokens (B, N, C).
+            norm: Norm before the attention.
             scale: LayerScale, a factor of each channel of the output (C).
+            residual: Add `x` to the result.
         """
-        tokens = x.flatten(1, -2)  # (B, N, C)
         weight, bias = fold_scale(self.proj, scale)
-        form = self._gram_form if self._gram_form_is_cheaper(tokens) else self._direct_form
-        return self.drop(form(tokens, weight, bias)).view(x.shape)
+        use_gram = self._gram_form_is_cheaper(x)
+        drops = self.training and max(self.attn_drop.p, self.drop.p) > 0
+        if use_gram and not drops and not is_traced():
+            return gram_attention(x, norm, self.qkv, self.temperature, weight, bias, residual)
+        normed = norm(x)
+        if use_gram:
+            branch = plain_gram_attention(
+                normed, self.qkv, self.temperature, weight, bias, self.attn_drop
+            )
+        else:
+            branch = self._direct_form(normed, weight, bias)
+        branch = self.drop(branch)
+        return add_residual(x, branch) if residual else branch
 
     def _gram_form_is_cheaper(self, tokens: Tensor) -> bool:
         """Whether the Gram form takes fewer multiply-adds, or has to serve any number of tokens."""
@@ -142,7 +111,11 @@ class CrossCovarianceAttention(nn.Module):
         head_dims = inner_dims // self.num_heads
         direct_per_token = 4 * inner_dims * dims + 2 * inner_dims * head_dims
         gram_per_token = 2 * dims * dims
-        gram_per_image = 3 * inner_dims * dims * dims + 2 * inner_dims * head_dims * dims
+        gram_per_image = inner_dims * dims * (3 * dims + 5 * head_dims)
+        if torch.is_grad_enabled():  # backward
+            direct_per_token += 2 * direct_per_token
+            gram_per_token += 3 * dims * dims
+            gram_per_image += inner_dims * dims * (4 * dims + 11 * head_dims)
         return num_tokens * (direct_per_token - gram_per_token) > gram_per_image
 
     def _direct_form(self, tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -152,21 +125,3 @@ class CrossCovarianceAttention(nn.Module):
         weights = self.attn_drop(channel_attention_weights(q, k, self.temperature))
         out = weights.to(v.dtype) @ v  # (B, h, d, N)
         return F.linear(rearrange(out, 'b h d n -> b n (h d)'), weight, bias)
-
-    def _gram_form(self, tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        inner_dims = self.proj.in_features
-        sizes = (2 * inner_dims, inner_dims)
-        qk_weight, v_weight = self.qkv.weight.split(sizes)
-        qk_bias, v_bias = (None, None) if self.qkv.bias is None else self.qkv.bias.split(sizes)
-        with without_autocast(tokens.device):
-            weights = self.attn_drop(
-                gram_attention_weights(tokens, qk_weight, qk_bias, self.temperature)
-            )  # (B, h, d, d)
-            by_head = rearrange(at_least_float32(v_weight), '(h d) c -> h d c', h=self.num_heads)
-            weight = at_least_float32(weight)
-            mixing = weight @ (weights @ by_head).flatten(1, 2)  # (B, C, C)
-            offset = at_least_float32(bias)[None]
-            if v_bias is not None:
-                v_bias = rearrange(at_least_float32(v_bias), '(h d) -> h d 1', h=self.num_heads)
-                offset = offset + (weights @ v_bias).flatten(1) @ weight.t()
-        return torch.baddbmm(offset[:, None].to(tokens.dtype), tokens, mixing.transpose(1, 2))

@@ -1,4 +1,4 @@
-"""Norm, MLP and Gram matrix with backward passes that need less memory or work than autograd's.
+"""Norm and MLP in one, with a backward pass that needs less memory and work than autograd's.
 
 Autograd keeps the input of every operation until backward. These functions keep the tokens, make
 norms and activations again, and hidden channels too unless they are costly. On a CPU the MLP goes
@@ -21,7 +21,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
 from mmvit_backbones.layers.precision import can_use_onednn, compute_dtype, without_autocast
@@ -83,13 +82,6 @@ def add_residual(x: Tensor, branch: Tensor) -> Tensor:
     return branch.add_(x)
 
 
-def gram_matrix(tokens: Tensor) -> Tensor:
-    """Return X^T X (B, C, C) of tokens (B, N, C), whose backward takes one product, not two."""
-    if is_traced():
-        return tokens.transpose(1, 2) @ tokens
-    return _GramMatrix.apply(tokens)
-
-
 def _prefers_plain(x: Tensor) -> bool:
     """Whether to record plain operations on `x`, for an exported graph or a GPU's compiler."""
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
@@ -113,8 +105,13 @@ def _cut_rows(rows: Tensor, bytes_each: int) -> list[int]:
         Number of rows in each part.
     """
     count = -(-len(rows) * bytes_each // _CHUNK_BYTES) if rows.device.type == 'cpu' else 1
-    count = min(max(count, 1), len(rows))
+    count = max(min(count, len(rows)), 1)
     return [len(rows) // count + (i < len(rows) % count) for i in range(count)]
+
+
+def _add_up(total: Tensor | None, part: Tensor, dtype: torch.dtype) -> Tensor:
+    """Add a part to a sum that is kept in a dtype and starts with the first part."""
+    return part.to(dtype) if total is None else total.add_(part)
 
 
 class _Scratch(threading.local):
@@ -226,9 +223,8 @@ def _norm_mlp_backward(
     need_weight1, need_bias1, need_weight2, need_bias2 = need_linear
     rows = x.flatten(0, -2)
     grad_rows = grad.reshape(rows.shape).to(dtype)
-    grad_weight1 = torch.zeros_like(weight1) if need_weight1 else None
-    grad_bias1 = torch.zeros_like(bias1) if need_bias1 else None
-    grad_weight2 = torch.zeros_like(weight2) if need_weight2 else None
+    param_dtype = weight1.dtype
+    grad_weight1 = grad_bias1 = grad_weight2 = None
     grad_bias2 = grad_rows.sum(0, dtype=weight2.dtype) if need_bias2 else None
     weight1, bias1, weight2 = weight1.to(dtype), bias1.to(dtype), weight2.to(dtype)
     sizes = _cut_rows(rows, len(weight1) * dtype.itemsize)
@@ -250,13 +246,13 @@ def _norm_mlp_backward(
         torch.mm(grad_part, weight2, out=grad_hidden)
         torch.ops.aten.gelu_backward.grad_input(grad_hidden, before, grad_input=grad_hidden)
         torch.mm(grad_hidden, weight1, out=grad_normed_part)
-        if grad_weight2 is not None:
+        if need_weight2:
             torch.ops.aten.gelu.out(before, out=hidden)
-            grad_weight2 += grad_part.t() @ hidden
-        if grad_weight1 is not None:
-            grad_weight1 += grad_hidden.t() @ normed_part
-        if grad_bias1 is not None:
-            grad_bias1 += grad_hidden.sum(0, dtype=grad_bias1.dtype)
+            grad_weight2 = _add_up(grad_weight2, grad_part.t() @ hidden, param_dtype)
+        if need_weight1:
+            grad_weight1 = _add_up(grad_weight1, grad_hidden.t() @ normed_part, param_dtype)
+        if need_bias1:
+            grad_bias1 = _add_up(grad_bias1, grad_hidden.sum(0, dtype=param_dtype), param_dtype)
     del normed
     norm_grads = torch.ops.aten.native_layer_norm_backward(
         grad_normed.to(rows.dtype),
@@ -355,16 +351,3 @@ def _count_backward_flops(
     weight1_shape = args[0]
     products = 4 if kept_shape[0] else 5
     return 2 * products * prod(x_shape[:-1]) * prod(weight1_shape)
-
-
-class _GramMatrix(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tokens: Tensor) -> Tensor:
-        ctx.save_for_backward(tokens)
-        return tokens.transpose(1, 2) @ tokens
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (tokens,) = ctx.saved_tensors
-        return tokens @ (grad + grad.transpose(1, 2)).to(tokens.dtype)

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmvit_backbones.layers.cross_covariance_attention import CrossCovarianceAttention
+from mmvit_backbones.layers.gram_attention import gram_attention
 from tests.utils import max_error, randomize
 
 
-def written_out(attn: CrossCovarianceAttention, x: Tensor) -> Tensor:
-    tokens = x.flatten(1, 2)  # (B, N, C)
-    q, k, v = attn.qkv(tokens).chunk(3, dim=-1)
+def build(
+    dims: int, num_heads: int, head_dims: int, affine: bool = True, **kwargs: float
+) -> tuple[CrossCovarianceAttention, nn.LayerNorm]:
+    """Return an attention and the norm before it."""
+    norm = nn.LayerNorm(dims, elementwise_affine=affine)
+    attn = CrossCovarianceAttention(dims, num_heads, head_dims, **kwargs)
+    return randomize(attn), randomize(norm, seed=1)
+
+
+def written_out(attn: CrossCovarianceAttention, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    q, k, v = attn.qkv(norm(x)).chunk(3, dim=-1)
     d = q.shape[-1] // attn.num_heads
     outputs = []
     for head in range(attn.num_heads):
@@ -24,101 +34,128 @@ def written_out(attn: CrossCovarianceAttention, x: Tensor) -> Tensor:
         key = key / key.norm(dim=1, keepdim=True)
         logits = torch.einsum('bni,bnj->bij', query, key) * attn.temperature[head, 0, 0]
         outputs.append(torch.einsum('bij,bnj->bni', logits.softmax(dim=-1), value))
-    return attn.proj(torch.cat(outputs, dim=-1)).view(x.shape)
+    return attn.proj(torch.cat(outputs, dim=-1))
 
 
-@pytest.mark.parametrize('size', [(1, 1), (3, 5), (20, 13)])
+@pytest.mark.parametrize('num_tokens', [1, 15, 260])
 @pytest.mark.parametrize(('head_dims', 'qkv_bias'), [(4, True), (6, False)])
-def test_equals_heads_written_out(size: tuple[int, int], head_dims: int, qkv_bias: bool) -> None:
-    attn = randomize(CrossCovarianceAttention(12, 3, head_dims, qkv_bias)).double()
-    x = torch.randn(2, *size, 12, dtype=torch.float64)
+def test_equals_heads_written_out(num_tokens: int, head_dims: int, qkv_bias: bool) -> None:
+    attn, norm = build(12, 3, head_dims, qkv_bias=qkv_bias)
+    x = torch.randn(2, num_tokens, 12, dtype=torch.float64)
     with torch.no_grad():
-        assert max_error(attn(x), written_out(attn, x)) <= 1e-12
+        attn, norm = attn.double(), norm.double()
+        assert max_error(attn(x, norm), written_out(attn, x, norm)) <= 1e-12
 
 
 def test_gradients_equal_those_of_heads_written_out() -> None:
-    attn = randomize(CrossCovarianceAttention(12, 3, 4)).double()
+    attn, norm = build(12, 3, 4)
+    attn, norm = attn.double(), norm.double()
     results = []
-    for function in (attn, lambda x: written_out(attn, x)):
-        x = torch.randn(2, 4, 5, 12, dtype=torch.float64, generator=torch.manual_seed(0))
+    for function in (attn, lambda x, norm: written_out(attn, x, norm)):
+        x = torch.randn(2, 20, 12, dtype=torch.float64, generator=torch.manual_seed(0))
         x.requires_grad_()
-        function(x).pow(3).sum().backward()
-        assert x.grad is not None
-        results.append([x.grad, *(p.grad for p in attn.parameters())])
-        attn.zero_grad()
+        inputs = [x, *attn.parameters(), *norm.parameters()]
+        results.append(torch.autograd.grad(function(x, norm).pow(3).sum(), inputs))
     for ours, expected in zip(*results, strict=True):
         assert max_error(ours, expected) <= 1e-9
 
 
-def test_a_channel_of_zeros_is_no_division_by_zero() -> None:
+@pytest.mark.parametrize('use_gram', [False, True])
+def test_a_channel_of_zeros_is_no_division_by_zero(
+    use_gram: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     attn = CrossCovarianceAttention(12, 3, 4, qkv_bias=False)
-    x = torch.zeros(1, 2, 2, 12, requires_grad=True)
-    out = attn(x)
+    monkeypatch.setattr(attn, '_gram_form_is_cheaper', lambda tokens: use_gram)
+    x = torch.zeros(1, 4, 12, requires_grad=True)
+    out = attn(x, nn.LayerNorm(12))
     out.sum().backward()
     assert out.isfinite().all()
-    assert x.grad is not None
-    assert x.grad.isfinite().all()
+    for tensor in (x, *attn.parameters()):
+        assert tensor.grad is not None
+        assert tensor.grad.isfinite().all()
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_lengths_do_not_overflow_under_autocast(dtype: torch.dtype) -> None:
     """Squares of these values summed over the tokens exceed the largest fp16 number."""
-    attn = randomize(CrossCovarianceAttention(8, 2, 4))
-    x = 20 * torch.randn(1, 50, 50, 8)
+    attn, norm = build(8, 2, 4)
     with torch.no_grad():
-        expected = attn(x)
+        norm.weight.mul_(20)
+        x = torch.randn(1, 2500, 8)
+        expected = attn(x, norm)
         with torch.autocast('cpu', dtype=dtype):
-            out = attn(x)
+            out = attn(x, norm)
     assert out.dtype == dtype
     assert float((out.float() - expected).norm() / expected.norm()) < 0.02
 
 
-def test_dropout_of_weights_acts_while_training_only() -> None:
-    attn = CrossCovarianceAttention(12, 3, 4, attn_drop_rate=0.5)
-    x = torch.randn(1, 3, 3, 12)
-    assert not torch.equal(attn(x), attn(x))
+@pytest.mark.parametrize('num_tokens', [9, 90])
+@pytest.mark.parametrize('kind', ['attn_drop_rate', 'drop_rate'])
+def test_dropout_acts_while_training_only(num_tokens: int, kind: str) -> None:
+    attn, norm = build(12, 3, 4, **{kind: 0.5})
+    x = torch.randn(1, num_tokens, 12)
+    outputs = [attn(x, norm, residual=True) for _ in range(2)]
+    assert not torch.equal(*outputs)
     attn.eval()
-    assert torch.equal(attn(x), attn(x))
+    outputs = [attn(x, norm, residual=True) for _ in range(2)]
+    assert torch.equal(*outputs)
 
 
 def run_form(
-    attn: CrossCovarianceAttention, x: Tensor, use_gram: bool, monkeypatch: pytest.MonkeyPatch
+    attn: CrossCovarianceAttention,
+    norm: nn.LayerNorm,
+    x: Tensor,
+    use_gram: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    residual: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
     """Return one form's output and the gradients of the input and all parameters."""
     monkeypatch.setattr(attn, '_gram_form_is_cheaper', lambda tokens: use_gram)
     x = x.clone().requires_grad_()
     scale = torch.linspace(0.5, 1.5, x.shape[-1], dtype=x.dtype).requires_grad_()
-    out = attn(x, scale)
-    inputs = [x, scale, *attn.parameters()]
-    return out.detach(), list(torch.autograd.grad(out.pow(3).sum(), inputs))
+    out = attn(x, norm, scale, residual)
+    inputs = [x, scale, *attn.parameters(), *norm.parameters()]
+    return out.detach().double(), list(torch.autograd.grad(out.double().pow(3).sum(), inputs))
 
 
 # Tokens below, near and far above the 24 channels.
-@pytest.mark.parametrize('size', [(2, 3), (5, 5), (40, 31)])
-@pytest.mark.parametrize('qkv_bias', [True, False])
+@pytest.mark.parametrize('num_tokens', [6, 25, 1240])
+@pytest.mark.parametrize(
+    ('qkv_bias', 'affine', 'residual'),
+    [(True, True, True), (False, True, False), (True, False, False)],
+)
 @pytest.mark.parametrize(
     ('dtype', 'tolerance'), [(torch.float64, 1e-9), (torch.float32, 1e-4)], ids=str
 )
 def test_gram_form_equals_direct_form(
-    size: tuple[int, int],
+    num_tokens: int,
     qkv_bias: bool,
+    affine: bool,
+    residual: bool,
     dtype: torch.dtype,
     tolerance: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    attn = randomize(CrossCovarianceAttention(24, 3, 8, qkv_bias)).to(dtype)
-    x = torch.randn(2, *size, 24, dtype=dtype)
-    direct, direct_gradients = run_form(attn, x, False, monkeypatch)
-    gram, gram_gradients = run_form(attn, x, True, monkeypatch)
+    attn, norm = build(24, 3, 8, affine, qkv_bias=qkv_bias)
+    attn, norm = attn.to(dtype), norm.to(dtype)
+    x = torch.randn(2, num_tokens, 24, dtype=dtype)
+    direct, direct_gradients = run_form(attn, norm, x, False, monkeypatch, residual)
+    gram, gram_gradients = run_form(attn, norm, x, True, monkeypatch, residual)
     assert max_error(gram, direct) <= tolerance * float(direct.abs().max())
     for ours, expected in zip(gram_gradients, direct_gradients, strict=True):
         assert max_error(ours, expected) <= tolerance * float(expected.abs().max())
 
 
 def test_form_is_chosen_by_the_number_of_tokens() -> None:
+    """A backward pass saves more than it adds."""
     attn = CrossCovarianceAttention(384, 8, 48)
-    assert not attn._gram_form_is_cheaper(torch.empty(1, 196, 384))
-    assert attn._gram_form_is_cheaper(torch.empty(1, 1024, 384))
+
+    def first_gram() -> int:
+        return next(n for n in range(1, 2000) if attn._gram_form_is_cheaper(torch.empty(1, n, 384)))
+
+    with torch.no_grad():
+        without_gradients = first_gram()
+    assert 384 < first_gram() < without_gradients < 1024
 
 
 @pytest.mark.parametrize('offset', [0.0, 3.0])
@@ -126,12 +163,77 @@ def test_gram_form_is_as_accurate_under_autocast(
     offset: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With an offset, the tokens have a large common part, the hard case for a covariance."""
-    attn = randomize(CrossCovarianceAttention(64, 4, 16))
-    x = torch.randn(1, 40, 40, 64) + offset
-    exact = copy.deepcopy(attn).double()(x.double())
-    errors = {}
+    attn, norm = build(64, 4, 16)
+    with torch.no_grad():
+        norm.bias.add_(offset)
+    x = torch.randn(1, 1600, 64)
+    exact, exact_gradients = run_form(
+        copy.deepcopy(attn).double(), copy.deepcopy(norm).double(), x.double(), False, monkeypatch
+    )
+
+    def error(ours: Tensor, expected: Tensor) -> float:
+        return float((ours - expected).norm() / expected.norm())
+
+    errors, gradient_errors = {}, {}
     for use_gram in (False, True):
-        monkeypatch.setattr(attn, '_gram_form_is_cheaper', lambda tokens, use=use_gram: use)
-        with torch.no_grad(), torch.autocast('cpu', dtype=torch.bfloat16):
-            errors[use_gram] = float((attn(x).double() - exact).norm() / exact.norm())
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            out, gradients = run_form(attn, norm, x, use_gram, monkeypatch)
+        errors[use_gram] = error(out, exact)
+        gradient_errors[use_gram] = [
+            error(ours.double(), expected)
+            for ours, expected in zip(gradients, exact_gradients, strict=True)
+        ]
     assert errors[True] <= 1.05 * errors[False]
+    assert sum(gradient_errors[True]) <= 1.05 * sum(gradient_errors[False])
+
+
+def count_kept(function: Callable[[], Tensor], size: int) -> int:
+    """Count the tensors of at least a size that a function keeps for backward."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        _graph = function()
+    return sum(numel >= size for numel in kept.values())
+
+
+def test_gram_form_keeps_its_input_alone() -> None:
+    attn, norm = build(24, 3, 8)
+    x = torch.randn(1, 2000, 24, requires_grad=True)
+    assert count_kept(lambda: attn(x, norm, residual=True), x.numel()) == 1
+    assert (
+        count_kept(lambda: attn._direct_form(norm(x), attn.proj.weight, attn.proj.bias), x.numel())
+        > 1
+    )
+
+
+def test_gram_form_leaves_its_input_alone() -> None:
+    attn, norm = build(24, 3, 8)
+    x = torch.randn(2, 100, 24)
+    before = x.clone()
+    with torch.no_grad():
+        out = attn(x, norm, residual=True)
+    assert torch.equal(x, before)
+    assert out.data_ptr() != x.data_ptr()
+
+
+def test_frozen_parameters_get_no_gradient() -> None:
+    attn, norm = build(24, 3, 8)
+    attn.requires_grad_(False)
+    norm.requires_grad_(False)
+    x = torch.randn(1, 100, 24, requires_grad=True)
+    attn(x, norm).sum().backward()
+    assert x.grad is not None
+    assert all(p.grad is None for p in [*attn.parameters(), *norm.parameters()])
+
+
+def test_second_derivative_is_refused() -> None:
+    attn, norm = build(24, 3, 8)
+    x = torch.randn(1, 100, 24, requires_grad=True)
+    out = gram_attention(x, norm, attn.qkv, attn.temperature, attn.proj.weight, attn.proj.bias)
+    (gradient,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match='once_differentiable'):
+        gradient.sum().backward()
