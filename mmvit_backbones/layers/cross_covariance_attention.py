@@ -17,7 +17,11 @@ from mmvit_backbones.layers.gram_attention import gram_attention, plain_gram_att
 from mmvit_backbones.layers.layer_scale import fold_scale
 from mmvit_backbones.layers.lean import add_residual, is_traced
 from mmvit_backbones.layers.padding import is_dynamic
-from mmvit_backbones.layers.precision import at_least_float32
+from mmvit_backbones.layers.precision import at_least_float32, compute_dtype
+
+# Time of a multiply-add in fp32 over one in bf16 on a CPU that has instructions for both, from the
+# numbers of tokens at which the two forms were measured to take as long.
+_FULL_PRECISION_COST = 1.7
 
 
 def channel_attention_weights(q: Tensor, k: Tensor, temperature: Tensor) -> Tensor:
@@ -34,10 +38,20 @@ def channel_attention_weights(q: Tensor, k: Tensor, temperature: Tensor) -> Tens
     Returns:
         Weights (B, h, d, d), each row summing to 1.
     """
-    q_unit = F.normalize(at_least_float32(q), dim=-1).to(q.dtype)
-    k_unit = F.normalize(at_least_float32(k), dim=-1).to(k.dtype)
-    covariance = at_least_float32(q_unit @ k_unit.transpose(-2, -1))
-    return (covariance * at_least_float32(temperature)).softmax(dim=-1)
+    q_inverse, k_inverse = _inverse_lengths(q), _inverse_lengths(k)
+    if q.dtype == torch.float16:  # sums over many tokens would exceed its range
+        q, q_inverse = (q * q_inverse).to(q.dtype), torch.ones_like(q_inverse)
+    covariance = at_least_float32(q @ k.transpose(-2, -1))
+    factors = k_inverse.transpose(-2, -1) * at_least_float32(temperature)
+    return (covariance * q_inverse * factors).softmax(dim=-1)
+
+
+def _inverse_lengths(x: Tensor) -> Tensor:
+    """Return one over the length of each channel (B, h, d, N) over all tokens (B, h, d, 1)."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return (
+        torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype).clamp_min(1e-12).reciprocal()
+    )
 
 
 class CrossCovarianceAttention(nn.Module):
@@ -103,25 +117,30 @@ class CrossCovarianceAttention(nn.Module):
         return add_residual(x, branch) if residual else branch
 
     def _gram_form_is_cheaper(self, tokens: Tensor) -> bool:
-        """Whether the Gram form takes fewer multiply-adds, or has to serve any number of tokens."""
+        """Whether the Gram form takes less time, or has to serve any number of tokens."""
         num_tokens, dims = tokens.shape[1:]
+        is_reduced = compute_dtype(tokens).itemsize < 4
+        if is_reduced and tokens.device.type != 'cpu':
+            return False  # full precision, in which S is made, takes many times as long there
         if is_dynamic(num_tokens):
             return True
         inner_dims = self.proj.in_features
         head_dims = inner_dims // self.num_heads
+        full = _FULL_PRECISION_COST if is_reduced else 1.0
         direct_per_token = 4 * inner_dims * dims + 2 * inner_dims * head_dims
-        gram_per_token = 2 * dims * dims
-        gram_per_image = inner_dims * dims * (3 * dims + 5 * head_dims)
+        gram_per_token = (1 + full) * dims**2
+        gram_per_image = full * inner_dims * dims * (3 * dims + 5 * head_dims)
         if torch.is_grad_enabled():  # backward
             direct_per_token += 2 * direct_per_token
-            gram_per_token += 3 * dims * dims
-            gram_per_image += inner_dims * dims * (4 * dims + 11 * head_dims)
+            gram_per_token += (2 + full) * dims**2
+            gram_per_image += full * inner_dims * dims * (4 * dims + 11 * head_dims)
         return num_tokens * (direct_per_token - gram_per_token) > gram_per_image
 
     def _direct_form(self, tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        # One copy here saves one before each product.
         q, k, v = rearrange(
             self.qkv(tokens), 'b n (three h d) -> three b h d n', three=3, h=self.num_heads
-        )
+        ).contiguous()
         weights = self.attn_drop(channel_attention_weights(q, k, self.temperature))
         out = weights.to(v.dtype) @ v  # (B, h, d, N)
         return F.linear(rearrange(out, 'b h d n -> b n (h d)'), weight, bias)

@@ -147,15 +147,28 @@ def test_gram_form_equals_direct_form(
 
 
 def test_form_is_chosen_by_the_number_of_tokens() -> None:
-    """A backward pass saves more than it adds."""
+    """A backward pass saves more than it adds, and reduced precision takes from what is saved."""
     attn = CrossCovarianceAttention(384, 8, 48)
 
-    def first_gram() -> int:
-        return next(n for n in range(1, 2000) if attn._gram_form_is_cheaper(torch.empty(1, n, 384)))
+    def first_gram(dtype: torch.dtype) -> int:
+        return next(
+            n
+            for n in range(1, 3000)
+            if attn._gram_form_is_cheaper(torch.empty(1, n, 384, dtype=dtype))
+        )
 
-    with torch.no_grad():
-        without_gradients = first_gram()
-    assert 384 < first_gram() < without_gradients < 1024
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.no_grad():
+            without_gradients = first_gram(dtype)
+        assert 384 < first_gram(dtype) < without_gradients < 2000
+    assert first_gram(torch.float32) < first_gram(torch.bfloat16)
+
+
+def test_gpus_use_the_direct_form_in_reduced_precision() -> None:
+    attn = CrossCovarianceAttention(384, 8, 48)
+    for dtype, use_gram in ((torch.float32, True), (torch.float16, False)):
+        x = torch.empty(1, 10_000, 384, dtype=dtype, device='meta')
+        assert attn._gram_form_is_cheaper(x) == use_gram
 
 
 @pytest.mark.parametrize('offset', [0.0, 3.0])
