@@ -27,7 +27,7 @@ def count_multiply_adds(model: nn.Module, height: int, width: int, in_channels: 
     model = copy.deepcopy(model).to('meta').eval().requires_grad_(False)
     x = torch.empty(1, in_channels, height, width, device='meta')
     # The counter sees into attention only where it is made of matrix products.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(x)
     return counter.get_total_flops() // 2
 

@@ -200,7 +200,8 @@ class _GramAttention(torch.autograd.Function):
             mixing, offset = _project(*values, weight, bias)
             tokens, mixing, offset = tokens.to(dtype), mixing.to(dtype), offset[:, None].to(dtype)
             if residual and x.dtype == dtype:
-                out = (x + offset).baddbmm_(tokens, mixing.transpose(1, 2))
+                out = x + offset
+                torch.baddbmm(out, tokens, mixing.transpose(1, 2), out=out)
             else:
                 out = torch.baddbmm(offset, tokens, mixing.transpose(1, 2))
                 if residual:
@@ -245,7 +246,7 @@ class _GramAttention(torch.autograd.Function):
             grad_gram = (all_weights.t() @ pulled).view(-1, *grad_sums.shape).transpose(0, 1)
             grad_tokens = torch.baddbmm(grad_sums[:, None], at_least_float32(tokens), grad_gram)
             if ctx.dtype == grad_tokens.dtype:
-                grad_tokens.baddbmm_(branch_grad, mixing)
+                torch.baddbmm(grad_tokens, branch_grad, mixing, out=grad_tokens)
             else:
                 grad_tokens += branch_grad @ mixing
             grad_x, grad_norm_weight, grad_norm_bias = torch.ops.aten.native_layer_norm_backward(

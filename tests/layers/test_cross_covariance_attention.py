@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmvit_backbones.layers.cross_covariance_attention import CrossCovarianceAttention
 from mmvit_backbones.layers.gram_attention import gram_attention
@@ -198,6 +199,24 @@ def test_gram_form_is_as_accurate_under_autocast(
         ]
     assert errors[True] <= 1.05 * errors[False]
     assert sum(gradient_errors[True]) <= 1.05 * sum(gradient_errors[False])
+
+
+def test_counted_operations_are_those_that_the_choice_of_form_counts() -> None:
+    dims, num_heads, head_dims, num_tokens, batch_size = 24, 3, 8, 200, 2
+    attn, norm = build(dims, num_heads, head_dims)
+    x = torch.randn(batch_size, num_tokens, dims, requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        out = attn(x, norm, residual=True)
+        forward = counter.get_total_flops()
+        out.sum().backward()
+        total = counter.get_total_flops()
+    tokens, inner = batch_size * num_tokens, batch_size * num_heads * head_dims * dims
+    biases = 0.02  # products with vectors
+    for counted, expected in (
+        (forward, 2 * tokens * dims**2 + inner * (3 * dims + 5 * head_dims)),
+        (total, 5 * tokens * dims**2 + inner * (7 * dims + 16 * head_dims)),
+    ):
+        assert 2 * expected <= counted <= (1 + biases) * 2 * expected
 
 
 def count_kept(function: Callable[[], Tensor], size: int) -> int:
