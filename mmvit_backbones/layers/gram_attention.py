@@ -30,8 +30,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mmvit_backbones.layers.lean import is_traced
 from mmvit_backbones.layers.precision import at_least_float32, compute_dtype, without_autocast
 
+# Narrower blocks make slower products, and more of them save little.
+_MAX_BLOCKS = 3
+_MIN_BLOCK_CHANNELS = 64
 _MIN_SQUARED_LENGTH = 1e-24  # 1e-12 squared, below which F.normalize stops dividing as well
 
 
@@ -137,7 +141,7 @@ def _attend(tokens: Tensor, weight: Tensor, bias: Tensor, temperature: Tensor) -
     tokens = at_least_float32(tokens)
     batch_size, num_tokens, dims = tokens.shape
     num_heads, twice_head_dims, _ = weight.shape
-    gram = (tokens.transpose(1, 2) @ tokens).transpose(0, 1).reshape(dims, -1)  # (C, BC)
+    gram = _gram_matrix(tokens).transpose(0, 1).reshape(dims, -1)  # (C, BC)
     sums = tokens.sum(dim=1)  # (B, C)
     all_weights, all_biases = weight.flatten(0, 1), bias.flatten(0, 1)  # (2D, C), (2D, 1)
     projected = torch.addmm(all_biases * sums.flatten(), all_weights, gram)  # (2D, BC)
@@ -154,6 +158,23 @@ def _attend(tokens: Tensor, weight: Tensor, bias: Tensor, temperature: Tensor) -
     cosines = products[:, :head_dims, :, head_dims:] * q_inverse * k_inverse
     weights = (cosines * temperature[..., None]).softmax(dim=-1)
     return _Attended(weights, cosines, squared_lengths, projected, projected_sums)
+
+
+def _gram_matrix(tokens: Tensor) -> Tensor:
+    """Return X^T X (B, C, C) of tokens (B, N, C).
+
+    On a CPU, blocks of channels below the diagonal are mirrored instead of computed.
+    """
+    batch_size, _, dims = tokens.shape
+    if is_traced() or torch.is_grad_enabled() or tokens.device.type != 'cpu':
+        return tokens.transpose(1, 2) @ tokens
+    gram = tokens.new_empty(batch_size, dims, dims)
+    width = -(-dims // max(1, min(_MAX_BLOCKS, dims // _MIN_BLOCK_CHANNELS)))
+    for start in range(0, dims, width):
+        block, rest = slice(start, start + width), slice(start, None)
+        torch.bmm(tokens[..., block].transpose(1, 2), tokens[..., rest], out=gram[:, block, rest])
+        gram[:, block, :start] = gram[:, :start, block].transpose(1, 2)
+    return gram
 
 
 def _inverse_lengths(squared_lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmvit_backbones.layers.cross_covariance_attention import CrossCovarianceAttention
-from mmvit_backbones.layers.gram_attention import gram_attention
+from mmvit_backbones.layers.gram_attention import _gram_matrix, gram_attention
 from tests.utils import max_error, randomize
 
 
@@ -145,6 +145,14 @@ def test_gram_form_equals_direct_form(
     assert max_error(gram, direct) <= tolerance * float(direct.abs().max())
     for ours, expected in zip(gram_gradients, direct_gradients, strict=True):
         assert max_error(ours, expected) <= tolerance * float(expected.abs().max())
+
+
+@pytest.mark.parametrize('dims', [64, 130, 192, 384])
+def test_gram_matrix_by_blocks(dims: int) -> None:
+    tokens = torch.randn(2, 30, dims, dtype=torch.float64)
+    with torch.no_grad():
+        gram = _gram_matrix(tokens)
+    assert max_error(gram, torch.einsum('bnc,bnd->bcd', tokens, tokens)) <= 1e-12
 
 
 def test_form_is_chosen_by_the_number_of_tokens() -> None:
