@@ -14,6 +14,7 @@ from mmvit_backbones.backbones.xcit import XCiTBlock
 from mmvit_backbones.layers.class_attention import ClassAttentionBlock
 from mmvit_backbones.layers.layer_scale import fold_scale
 from mmvit_backbones.layers.local_patch_interaction import LocalPatchInteraction
+from mmvit_backbones.layers.packed_linear import PackedLinear
 from mmvit_backbones.layers.subsampled_attention import SubsampledAttention
 from mmvit_backbones.layers.window_attention import WindowAttention
 
@@ -27,8 +28,9 @@ def fuse(model: Model) -> Model:
     Folded are LayerScale into the last layer of its branch, the affine part of norms into the
     linear layers that alone follow, and BatchNorm into the convolution before it. Left as they are:
     norms whose output is padded with zeros on its way (a shift would become visible at the border),
-    and the scale of queries, which PyTorch's attention applies at no cost. The copy can't be
-    trained, and its state dict does not fit the original.
+    and the scale of queries, which PyTorch's attention applies at no cost. On a CPU, linear layers
+    keep a second copy of their weights, in the order in which products read them. The model can't
+    be trained, and its state dict does not fit the original.
 
     Args:
         model: A backbone, a classifier, or any model that holds one.
@@ -40,12 +42,15 @@ def fuse(model: Model) -> Model:
         elif isinstance(module, TwinsSVTBlock):
             _fold_norm(module.norm2, module.mlp.fc1)
             _fold_attention_norm(module)
+            _pack_linear(module.mlp)
+            _pack_linear(module.attn)
         elif isinstance(module, XCiTBlock):
             _fold_norm(module.norm1, module.attn.qkv)
             _fold_norm(module.norm2, module.mlp.fc1)
             _fold_layer_scale(module, 'gamma1', module.attn.proj)
             _fold_layer_scale(module, 'gamma2', module.mlp.fc2)
             _fold_layer_scale(module, 'gamma3', module.local_mp.conv2)
+            _pack_linear(module.mlp)
         elif isinstance(module, ClassAttentionBlock):
             _fold_layer_scale(module, 'gamma2', module.mlp.fc2)
         elif isinstance(module, LocalPatchInteraction):
@@ -76,6 +81,13 @@ def _fold_norm(norm: nn.LayerNorm, *layers: nn.Module) -> None:
         layer.weight.mul_(norm.weight)
     norm.register_parameter('weight', None)
     norm.register_parameter('bias', None)
+
+
+def _pack_linear(module: nn.Module) -> None:
+    """Give the linear layers that a module calls weights in oneDNN's order, too."""
+    for name, child in list(module.named_children()):
+        if type(child) is nn.Linear:
+            setattr(module, name, PackedLinear(child))
 
 
 def _fold_layer_scale(block: nn.Module, name: str, layer: nn.Linear | nn.Conv2d) -> None:

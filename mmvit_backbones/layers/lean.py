@@ -94,7 +94,7 @@ def is_traced() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
-def _cut_rows(rows: Tensor, bytes_each: int) -> list[int]:
+def cut_rows(rows: Tensor, bytes_each: int) -> list[int]:
     """Cut rows into about equal parts: on a CPU small ones, elsewhere one.
 
     Args:
@@ -154,7 +154,7 @@ def _norm_mlp(
     rows = x.flatten(0, -2)  # (R, C)
     # A fresh tensor, not a view of a matrix, so that the caller may add to it in place.
     out = x.new_empty(x.shape, dtype=x.dtype if residual else dtype)
-    sizes = _cut_rows(rows, len(weight1) * dtype.itemsize)
+    sizes = cut_rows(rows, len(weight1) * dtype.itemsize)
     # At full precision the two operations in a part's memory are as fast as the fused one.
     can_fuse_gelu = dtype == torch.bfloat16 and can_use_onednn(x.device, dtype) and not keep_hidden
     kept_parts = kept.split(sizes) if keep_hidden else ()
@@ -227,7 +227,7 @@ def _norm_mlp_backward(
     grad_weight1 = grad_bias1 = grad_weight2 = None
     grad_bias2 = grad_rows.sum(0, dtype=weight2.dtype) if need_bias2 else None
     weight1, bias1, weight2 = weight1.to(dtype), bias1.to(dtype), weight2.to(dtype)
-    sizes = _cut_rows(rows, len(weight1) * dtype.itemsize)
+    sizes = cut_rows(rows, len(weight1) * dtype.itemsize)
     buffers = _scratch.borrow((2, max(sizes, default=0), len(weight1)), dtype, x)
     normed, mean, rstd = torch.native_layer_norm(rows, rows.shape[1:], norm_weight, norm_bias, eps)
     grad_normed = torch.empty_like(rows, dtype=dtype)

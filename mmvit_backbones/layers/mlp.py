@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mmvit_backbones.layers.layer_scale import fold_scale
 from mmvit_backbones.layers.lean import add_residual, norm_mlp
+from mmvit_backbones.layers.packed_linear import PackedLinear, can_pack, packed_norm_mlp
 
 
 class MLP(nn.Module):
@@ -39,6 +40,8 @@ class MLP(nn.Module):
             scale: LayerScale, a factor of each channel of the output (C).
             residual: Add `x` to the result.
         """
+        if isinstance(self.fc1, PackedLinear) and residual and norm is not None and can_pack(x):
+            return packed_norm_mlp(x, norm, self.fc1, self.fc2)
         weight, bias = fold_scale(self.fc2, scale)
         if norm is None or (self.training and self.drop.p > 0):
             normed = x if norm is None else norm(x)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mmvit_backbones.layers.lean import is_traced
+from mmvit_backbones.layers.packed_linear import PackedLinear, can_pack
 from mmvit_backbones.layers.precision import compute_dtype, without_autocast
 
 QKV = tuple[Tensor, Tensor, Tensor]
@@ -157,6 +158,9 @@ def norm_qkv(
     Returns:
         Queries, keys and values (w, h, n, d) of each region, views of one tensor.
     """
+    if norm is not None and isinstance(qkv, PackedLinear) and can_pack(tokens):
+        rows = tiling.gather(norm(tokens), compute_dtype(tokens))
+        return tiling.split_qkv(qkv(rows), num_heads)
     if norm is not None and not is_traced():
         outputs = _NormQKV.apply(
             tokens, norm.weight, norm.bias, norm.eps, qkv.weight, qkv.bias, num_heads, tiling
