@@ -141,13 +141,14 @@ def _attend(tokens: Tensor, weight: Tensor, bias: Tensor, temperature: Tensor) -
     tokens = at_least_float32(tokens)
     batch_size, num_tokens, dims = tokens.shape
     num_heads, twice_head_dims, _ = weight.shape
-    gram = _gram_matrix(tokens).transpose(0, 1).reshape(dims, -1)  # (C, BC)
+    num_rows = twice_head_dims * batch_size
+    gram = _gram_matrix(tokens).transpose(0, 1).reshape(dims, batch_size * dims)  # (C, BC)
     sums = tokens.sum(dim=1)  # (B, C)
     all_weights, all_biases = weight.flatten(0, 1), bias.flatten(0, 1)  # (2D, C), (2D, 1)
     projected = torch.addmm(all_biases * sums.flatten(), all_weights, gram)  # (2D, BC)
-    projected = projected.view(num_heads, -1, dims)
+    projected = projected.view(num_heads, num_rows, dims)
     projected_sums = torch.addmm(num_tokens * all_biases, all_weights, sums.t())  # (2D, B)
-    projected_sums = projected_sums.view(num_heads, -1, 1)
+    projected_sums = projected_sums.view(num_heads, num_rows, 1)
     products = torch.baddbmm(
         projected_sums * bias.transpose(1, 2), projected, weight.transpose(1, 2)
     )  # (h, 2dB, 2d)
@@ -185,14 +186,16 @@ def _inverse_lengths(squared_lengths: Tensor) -> tuple[Tensor, Tensor]:
 
 def _values(weights: Tensor, v_weight: Tensor, v_bias: Tensor) -> tuple[Tensor, Tensor]:
     """Return A W_v (D, BC) and A b_v (D, B)."""
+    num_heads, head_dims, batch_size, _ = weights.shape
     rows = weights.flatten(1, 2)  # (h, dB, d)
-    shape = (weights.shape[:2].numel(), -1)
-    return (rows @ v_weight).view(shape), (rows @ v_bias).view(shape)
+    inner_dims, dims = num_heads * head_dims, v_weight.shape[2]
+    values = (rows @ v_weight).view(inner_dims, batch_size * dims)
+    return values, (rows @ v_bias).view(inner_dims, batch_size)
 
 
 def _project(values: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Return W_proj A W_v (B, C, C) and W_proj A b_v + b_proj (B, C)."""
-    mixing = (weight @ values).view(len(weight), shift.shape[1], -1)
+    mixing = (weight @ values).view(len(weight), shift.shape[1], len(weight))
     return mixing.transpose(0, 1), torch.addmm(bias, shift.t(), weight.t())
 
 
@@ -260,11 +263,8 @@ class _GramAttention(torch.autograd.Function):
                 at_least_float32(grad_mixing), grad_offset, attended, v_weight, v_bias, weight
             )
             hessian, grad_temperature = _weights_backward(grad_weights, attended, temperature)
+            grad_gram, grad_sums = _gram_backward(hessian, qk_weight, qk_bias, len(x))
             transposed = hessian.transpose(1, 2)  # equal but that images stand inside
-            pulled = (hessian @ qk_weight).view(-1, grad_mixing[:, 0].numel())  # (2D, BC)
-            all_weights = qk_weight.flatten(0, 1)
-            grad_sums = (hessian @ qk_bias).view(-1, len(x)).t() @ all_weights  # (B, C)
-            grad_gram = (all_weights.t() @ pulled).view(-1, *grad_sums.shape).transpose(0, 1)
             grad_tokens = torch.baddbmm(grad_sums[:, None], at_least_float32(tokens), grad_gram)
             if ctx.dtype == grad_tokens.dtype:
                 torch.baddbmm(grad_tokens, branch_grad, mixing, out=grad_tokens)
@@ -308,12 +308,14 @@ def _mix_backward(
     weight: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of the attention weights, v's weight and bias, and W_proj."""
-    num_heads = len(v_weight)
+    num_heads, head_dims, dims = v_weight.shape
+    batch_size = len(grad_offset)
+    num_rows = head_dims * batch_size
     values, shift = _values(attended.weights, v_weight, v_bias)
-    grad_mixing = grad_mixing.transpose(0, 1).reshape(len(weight), -1)  # (C, BC)
+    grad_mixing = grad_mixing.transpose(0, 1).reshape(dims, batch_size * dims)  # (C, BC)
     grad_weight = torch.addmm(grad_mixing @ values.t(), grad_offset.t(), shift.t())
-    grad_values = (weight.t() @ grad_mixing).view(num_heads, -1, v_weight.shape[2])  # (h, dB, C)
-    grad_shift = (weight.t() @ grad_offset.t()).view(num_heads, -1, 1)  # (h, dB, 1)
+    grad_values = (weight.t() @ grad_mixing).view(num_heads, num_rows, dims)
+    grad_shift = (weight.t() @ grad_offset.t()).view(num_heads, num_rows, 1)
     grad_weights = torch.baddbmm(
         grad_shift * v_bias.transpose(1, 2), grad_values, v_weight.transpose(1, 2)
     )
@@ -348,3 +350,15 @@ def _weights_backward(
     pulls = pulls.masked_fill(squared_lengths < _MIN_SQUARED_LENGTH, 0)
     hessian.diagonal(dim1=1, dim2=3).copy_(-pulls)
     return hessian.flatten(1, 2), grad_temperature
+
+
+def _gram_backward(
+    hessian: Tensor, weight: Tensor, bias: Tensor, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """Return W^T H W (B, C, C) and b^T H W (B, C)."""
+    all_weights = weight.flatten(0, 1)  # (2D, C)
+    twice_inner_dims, dims = all_weights.shape
+    pulled = (hessian @ weight).view(twice_inner_dims, batch_size * dims)
+    pulled_bias = (hessian @ bias).view(twice_inner_dims, batch_size)
+    grad_gram = (all_weights.t() @ pulled).view(dims, batch_size, dims)
+    return grad_gram.transpose(0, 1), pulled_bias.t() @ all_weights

@@ -277,3 +277,12 @@ def test_second_derivative_is_refused() -> None:
     (gradient,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match='once_differentiable'):
         gradient.sum().backward()
+
+
+@pytest.mark.parametrize('use_gram', [False, True])
+def test_no_images(use_gram: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    attn, norm = build(24, 3, 8)
+    x = torch.zeros(0, 100, 24)
+    out, gradients = run_form(attn, norm, x, use_gram, monkeypatch, residual=True)
+    assert out.shape == x.shape
+    assert all(float(gradient.abs().sum()) == 0 for gradient in gradients)

@@ -171,3 +171,13 @@ def test_residual_keeps_the_wider_dtype() -> None:
     assert add_residual(x, branch).dtype == torch.float32
     assert torch.equal(branch, torch.ones(2, dtype=torch.bfloat16))
     assert add_residual(branch, x).data_ptr() == x.data_ptr()
+
+
+def test_no_images(layers: nn.ModuleDict) -> None:
+    x = torch.zeros(0, 5, 12, requires_grad=True)
+    out = lean_mlp(layers, x)
+    assert out.shape == x.shape
+    inputs = [x, *layers.parameters()]
+    for gradient, tensor in zip(torch.autograd.grad(out.sum(), inputs), inputs, strict=True):
+        assert gradient.shape == tensor.shape
+        assert float(gradient.abs().sum()) == 0
