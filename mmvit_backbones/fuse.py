@@ -74,6 +74,8 @@ def _fold_local_norm(local: LocalPatchInteraction) -> None:
 
 def _fold_norm(norm: nn.LayerNorm, *layers: nn.Module) -> None:
     """Move a norm's factors and shifts into all the layers that read its output."""
+    if norm.weight is None:  # fused before
+        return
     for layer in layers:
         assert isinstance(layer, nn.Linear)
         shift = layer.weight @ norm.bias

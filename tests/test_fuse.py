@@ -10,6 +10,7 @@ from torch import nn
 
 from mmvit_backbones import TwinsSVT, XCiT, fuse
 from mmvit_backbones.factory import Classifier
+from mmvit_backbones.layers.packed_linear import PackedLinear
 from mmvit_backbones.necks import ClassAttentionPooling
 from tests.utils import max_error, randomize
 
@@ -58,6 +59,11 @@ def test_fused_copy_computes_the_same(name: str) -> None:
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key])
     assert not any(p.requires_grad for p in fused.parameters())
+    with torch.no_grad():
+        again = fuse(fused)(x)
+    again = (again,) if isinstance(again, torch.Tensor) else again
+    for twice, once in zip(again, outputs, strict=True):
+        assert torch.equal(twice, once)
 
 
 def test_what_is_folded() -> None:
@@ -66,3 +72,13 @@ def test_what_is_folded() -> None:
     # What is left are the norms between activation and convolution, whose shift meets padding.
     kept = [m for m in fused.modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(kept) == 5
+
+
+@pytest.mark.parametrize('name', ['twins', 'xcit-16'])
+def test_packed_weights_are_used(name: str) -> None:
+    fused = fuse(MODELS[name]())
+    packed = [m for m in fused.modules() if isinstance(m, PackedLinear)]
+    assert packed
+    with torch.no_grad():
+        fused(torch.randn(1, 3, 64, 96))
+    assert all(module._packed for module in packed)

@@ -1,14 +1,14 @@
 """Norm and MLP in one, with a backward pass that needs less memory and work than autograd's.
 
-Autograd keeps the input of every operation until backward. These functions keep the tokens, make
-norms and activations again, and hidden channels too unless they are costly. On a CPU the MLP goes
+Autograd keeps the input of every operation until backward. `norm_mlp` keeps the tokens, makes norms
+and activations again, and hidden channels too unless they are costly. On a CPU the MLP goes
 through its rows in chunks: the hidden channels of a detection image take more memory than a C
 library keeps between two allocations, and getting it from the system anew each time costs more than
 the GELU itself. That holds in graphs compiled for a CPU too, so there the MLP stays one operator.
-All are exact: the same sums, with the same operations where PyTorch has them. They are not
+It is exact: the same sums, with the same operations where PyTorch has them. It is not
 differentiable twice.
 
-Legend: R rows (tokens of all images), C channels, D hidden channels, B batch, N tokens an image.
+Legend: R rows (tokens of all images), C channels, D hidden channels.
 """
 
 from __future__ import annotations

@@ -40,12 +40,12 @@ class MLP(nn.Module):
             scale: LayerScale, a factor of each channel of the output (C).
             residual: Add `x` to the result.
         """
-        if isinstance(self.fc1, PackedLinear) and residual and norm is not None and can_pack(x):
-            return packed_norm_mlp(x, norm, self.fc1, self.fc2)
         weight, bias = fold_scale(self.fc2, scale)
         if norm is None or (self.training and self.drop.p > 0):
             normed = x if norm is None else norm(x)
             hidden = self.drop(F.gelu(self.fc1(normed)))
             branch = self.drop(F.linear(hidden, weight, bias))
             return add_residual(x, branch) if residual else branch
+        if isinstance(self.fc1, PackedLinear) and scale is None and residual and can_pack(x):
+            return packed_norm_mlp(x, norm, self.fc1, self.fc2)
         return norm_mlp(x, norm, self.fc1, weight, bias, residual)
