@@ -158,7 +158,7 @@ def _norm_mlp(
     # At full precision the two operations in a part's memory are as fast as the fused one.
     can_fuse_gelu = dtype == torch.bfloat16 and can_use_onednn(x.device, dtype) and not keep_hidden
     kept_parts = kept.split(sizes) if keep_hidden else ()
-    longest = 0 if can_fuse_gelu else max(sizes, default=0)
+    longest = 0 if can_fuse_gelu else max(sizes)
     buffer = _scratch.borrow((longest, len(weight1)), dtype, x)
     with without_autocast(x.device):
         for i, (part, out_part) in enumerate(
@@ -228,7 +228,7 @@ def _norm_mlp_backward(
     grad_bias2 = grad_rows.sum(0, dtype=weight2.dtype) if need_bias2 else None
     weight1, bias1, weight2 = weight1.to(dtype), bias1.to(dtype), weight2.to(dtype)
     sizes = cut_rows(rows, len(weight1) * dtype.itemsize)
-    buffers = _scratch.borrow((2, max(sizes, default=0), len(weight1)), dtype, x)
+    buffers = _scratch.borrow((2, max(sizes), len(weight1)), dtype, x)
     normed, mean, rstd = torch.native_layer_norm(rows, rows.shape[1:], norm_weight, norm_bias, eps)
     grad_normed = torch.empty_like(rows, dtype=dtype)
     kept_parts = kept.split(sizes) if len(kept) else [None] * len(sizes)

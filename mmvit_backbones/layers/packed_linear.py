@@ -3,7 +3,7 @@
 oneDNN brings a weight into that order in each call, or once, ahead. The weight itself stays, for
 GPUs, compilers and full double precision; the copy is made in the first call that can use it.
 
-Legend: C channels in, D channels out or hidden, R rows (tokens of all images).
+Legend: C channels in, D channels out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from mmvit_backbones.layers.precision import can_use_onednn, compute_dtype, with
 class PackedLinear(nn.Linear):
     """A linear layer that keeps its weight in oneDNN's order, too.
 
-    The copy is renewed when the weight is replaced or changed in place.
+    The copy is renewed when the weight is replaced or changed in place, but not when it is written
+    to through `.data`, which PyTorch does not count.
 
     Args:
         linear: Layer whose parameters it takes over.
@@ -32,7 +33,8 @@ class PackedLinear(nn.Linear):
             linear.in_features, linear.out_features, linear.bias is not None, device='meta'
         )
         self.weight, self.bias = linear.weight, linear.bias
-        self._packed: dict[torch.dtype, tuple[tuple[int, int], Tensor]] = {}
+        # What was packed, its version then, and the result. What is held keeps its address.
+        self._packed: dict[torch.dtype, tuple[Tensor, int, Tensor]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, '_packed': {}}  # copies and files need no derived values
@@ -62,13 +64,13 @@ class PackedLinear(nn.Linear):
         return out
 
     def _weight_in_order(self, dtype: torch.dtype) -> Tensor:
-        weight = self.weight
+        weight = self.weight.detach()
         version = 0 if weight.is_inference() else weight._version
-        key = (weight.data_ptr(), version)
-        if dtype not in self._packed or self._packed[dtype][0] != key:
-            packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype))
-            self._packed[dtype] = (key, packed)
-        return self._packed[dtype][1]
+        source, packed_version, packed = self._packed.get(dtype, (None, -1, weight))
+        if source is None or source.data_ptr() != weight.data_ptr() or packed_version != version:
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype))
+            self._packed[dtype] = (weight, version, packed)
+        return packed
 
 
 def can_pack(x: Tensor) -> bool:

@@ -67,8 +67,10 @@ def test_a_changed_weight_is_noticed() -> None:
         assert max_error(packed(x), linear(x)) <= 1e-5
         packed.load_state_dict(nn.Linear(24, 40).state_dict())
         assert max_error(packed(x), linear(x)) <= 1e-5
-        packed.weight = nn.Parameter(torch.randn(40, 24))
-        assert max_error(packed(x), nn.functional.linear(x, packed.weight, packed.bias)) <= 1e-5
+        del linear
+        for _ in range(5):  # new weights could lie where freed ones did
+            packed.weight = nn.Parameter(torch.randn(40, 24))
+            assert max_error(packed(x), nn.functional.linear(x, packed.weight, packed.bias)) <= 1e-5
 
 
 def test_copies_and_files_hold_no_packed_weight() -> None:
