@@ -112,7 +112,7 @@ def average_pooling_of(backbone: TwinsSVT) -> NormAveragePooling:
     """
     arch = backbone.arch
     return NormAveragePooling(
-        backbone.out_channels[-1], norm=not arch.patch_pre_norm, norm_eps=arch.norm_eps
+        backbone.out_channels[-1], norm=arch.is_paper, norm_eps=arch.norm_eps
     )
 
 

@@ -153,7 +153,7 @@ def test_vit_pytorch_xcit_logits() -> None:
         num_heads=3,
         head_dims=8,
         mlp_dims=40,
-        layout='vit-pytorch',
+        variant='vit-pytorch',
         grid_size=(4, 4),
     )
     xcit = XCiT(arch, patch_size=16, out_indices=(2,), pyramid=False)

@@ -21,7 +21,7 @@ TWINS = dict(
     head_dims=8,
 )
 XCIT = dict(embed_dims=32, depth=5, num_heads=4, layer_scale=1.0)
-VIT_PYTORCH = dict(XCIT, layout='vit-pytorch', grid_size=(4, 6), layer_scale=None)
+VIT_PYTORCH = dict(XCIT, variant='vit-pytorch', grid_size=(4, 6), layer_scale=None)
 
 
 def make_classifier() -> Classifier:
@@ -33,7 +33,7 @@ MODELS = {
     'twins': lambda: TwinsSVT(TWINS),
     'twins-zero': lambda: TwinsSVT(TWINS, window_padding='zero'),
     'twins-vit-pytorch': lambda: TwinsSVT(
-        dict(TWINS, qkv_bias=False, fused_reduction=True, patch_pre_norm=True)
+        dict(TWINS, variant='vit-pytorch')
     ),
     'xcit-16': lambda: XCiT(XCIT),
     'xcit-8': lambda: XCiT(XCIT, patch_size=8),

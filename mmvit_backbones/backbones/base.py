@@ -22,7 +22,8 @@ def resolve_arch(arch: str | Mapping[str, Any] | Arch, known: Mapping[str, Arch]
     """Turn the `arch` argument of a backbone into its dataclass.
 
     Args:
-        arch: A name in `known`, a mapping of the dataclass's fields, or the dataclass itself.
+        arch: A name in `known`, a mapping of the dataclass's fields, or the dataclass itself. In a
+            mapping, `layout` is the old name of `variant`.
         known: Named architectures, all of one dataclass.
 
     Raises:
@@ -33,7 +34,10 @@ def resolve_arch(arch: str | Mapping[str, Any] | Arch, known: Mapping[str, Arch]
     if isinstance(arch, arch_class):
         return arch
     if isinstance(arch, Mapping):
-        as_tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in arch.items()}
+        as_tuples = {
+            'variant' if k == 'layout' else k: tuple(v) if isinstance(v, list) else v
+            for k, v in arch.items()
+        }
         try:
             return arch_class(**as_tuples)
         except TypeError as error:

@@ -33,6 +33,7 @@ from mmvit_backbones.layers.norm import norm_map
 from mmvit_backbones.layers.patch_embed import PatchEmbed
 from mmvit_backbones.layers.position import PositionEncodingGenerator
 from mmvit_backbones.layers.subsampled_attention import SubsampledAttention
+from mmvit_backbones.layers.variant import PAPER, VIT_PYTORCH, check_variant
 from mmvit_backbones.layers.window_attention import WindowAttention
 from mmvit_backbones.registry import MODELS
 
@@ -53,12 +54,11 @@ class TwinsSVTArch:
         window_size: Side of a window in tokens.
         mlp_ratio: Width of the MLP over `embed_dims`.
         peg_after: Block (0-based) after which the position encoding generator stands.
-        norm_eps: Epsilon of the norms in blocks and on outputs; patch and subsampling norms have
-            PyTorch's default 1e-5 in every known structure.
-        qkv_bias: Give query, key and value projections a bias.
-        patch_pre_norm: Norm patches before they are projected.
-        fused_reduction: Keys and values by one strided convolution, without a norm.
-        paper_init: Initialise as the authors do; else by PyTorch's defaults.
+        variant: `'paper'`: query, key and value projections with a bias; keys and values from a
+            strided convolution, a norm and a linear layer. `'vit-pytorch'`: no such biases; keys
+            and values from one strided convolution; patches normalized before the projection too.
+        paper_init: Initialize as the authors do; else by PyTorch's defaults. Without effect in
+            variant `'vit-pytorch'`, which has PyTorch's defaults.
     """
 
     embed_dims: tuple[int, ...]
@@ -70,13 +70,11 @@ class TwinsSVTArch:
     window_size: int = 7
     mlp_ratio: int = 4
     peg_after: tuple[int, ...] = (0, 0, 0, 0)
-    norm_eps: float = 1e-6
-    qkv_bias: bool = True
-    patch_pre_norm: bool = False
-    fused_reduction: bool = False
+    variant: str = PAPER
     paper_init: bool = True
 
     def __post_init__(self) -> None:
+        check_variant(self.variant)
         per_stage = ('embed_dims', 'stages', 'num_heads', 'sr_ratios', 'patch_sizes', 'peg_after')
         lengths = {name: len(getattr(self, name)) for name in per_stage}
         if len(set(lengths.values())) > 1:
@@ -89,6 +87,16 @@ class TwinsSVTArch:
                     f'arch: peg_after must name one of the {len(blocks)} blocks of stage '
                     f'{blocks!r}, got {peg_after}'
                 )
+
+    @property
+    def is_paper(self) -> bool:
+        """Whether the structure is that of the authors."""
+        return self.variant == PAPER
+
+    @property
+    def norm_eps(self) -> float:
+        """Epsilon of the norms in blocks and on outputs; others have PyTorch's default, 1e-5."""
+        return 1e-6 if self.is_paper else 1e-5
 
 
 # Paper: Table 10, with the block order of the authors' code (stage 4 also alternates LSA and GSA).
@@ -104,11 +112,7 @@ ARCHS = {
         head_dims=64,
         sr_ratios=(7, 7, 7, 7),
         peg_after=(1, 1, 1, 0),
-        norm_eps=1e-5,
-        qkv_bias=False,
-        patch_pre_norm=True,
-        fused_reduction=True,
-        paper_init=False,
+        variant=VIT_PYTORCH,
     ),
 }
 
@@ -228,7 +232,7 @@ class TwinsSVT(Backbone):
             dims = self.arch.embed_dims[i]
             in_dims = self.arch.embed_dims[i - 1] if i > 0 else in_channels
             self.patch_embeds.append(
-                PatchEmbed(in_dims, dims, self.arch.patch_sizes[i], self.arch.patch_pre_norm)
+                PatchEmbed(in_dims, dims, self.arch.patch_sizes[i], not self.arch.is_paper)
             )
             before = sum(map(len, self.arch.stages[:i]))
             blocks = [
@@ -251,7 +255,7 @@ class TwinsSVT(Backbone):
             else nn.Identity()
             for i in range(num_stages)
         )
-        if self.arch.paper_init:
+        if self.arch.is_paper and self.arch.paper_init:
             init_linear(self)
             init_conv_by_fan_out(self)
         self._freeze()
@@ -266,7 +270,7 @@ class TwinsSVT(Backbone):
                 arch.num_heads[stage],
                 arch.head_dims,
                 arch.window_size,
-                qkv_bias=arch.qkv_bias,
+                qkv_bias=arch.is_paper,
                 padding=window_padding,
                 attn_drop_rate=attn_drop_rate,
                 drop_rate=drop_rate,
@@ -276,8 +280,8 @@ class TwinsSVT(Backbone):
             arch.num_heads[stage],
             arch.head_dims,
             arch.sr_ratios[stage],
-            qkv_bias=arch.qkv_bias,
-            fused_reduction=arch.fused_reduction,
+            qkv_bias=arch.is_paper,
+            fused_reduction=not arch.is_paper,
             attn_drop_rate=attn_drop_rate,
             drop_rate=drop_rate,
         )

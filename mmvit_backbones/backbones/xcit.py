@@ -35,7 +35,7 @@ from mmvit_backbones.layers.local_patch_interaction import LocalPatchInteraction
 from mmvit_backbones.layers.mlp import MLP
 from mmvit_backbones.layers.patch_embed import PatchEmbed
 from mmvit_backbones.layers.position import FourierPosition, LearnedPosition
-from mmvit_backbones.necks.class_attention import LAYOUTS
+from mmvit_backbones.layers.variant import PAPER, check_variant
 from mmvit_backbones.necks.pyramid import PYRAMID_STRIDES, DeconvPoolPyramid
 from mmvit_backbones.registry import MODELS
 
@@ -54,7 +54,7 @@ class XCiTArch:
         head_dims: Channels a head; `embed_dims / num_heads` by default.
         mlp_dims: Width of the MLPs; 4 * `embed_dims` by default.
         cls_layers: Class-attention layers, of which a backbone holds none.
-        layout: Which structure. `'paper'`: convolutional stem, Fourier position, biased query,
+        variant: Which structure. `'paper'`: convolutional stem, Fourier position, biased query,
             key and value projections, norm after activation between the local convolutions.
             `'vit-pytorch'`: normed patches projected, learned position, no such biases, norm
             before activation.
@@ -74,7 +74,7 @@ class XCiTArch:
     head_dims: int | None = None
     mlp_dims: int | None = None
     cls_layers: int = 2
-    layout: str = 'paper'
+    variant: str = 'paper'
     grid_size: tuple[int, int] | None = None
     lpi_kernel_size: int = 3
 
@@ -82,8 +82,7 @@ class XCiTArch:
         for name in ('embed_dims', 'depth', 'num_heads', 'cls_layers'):
             if getattr(self, name) < 1:
                 raise ValueError(f'arch: {name} must be at least 1, got {getattr(self, name)}')
-        if self.layout not in LAYOUTS:
-            raise ValueError(f'arch: layout must be one of {LAYOUTS}, got {self.layout!r}')
+        check_variant(self.variant)
         if self.head_dims is None and self.embed_dims % self.num_heads:
             raise ValueError(
                 f'arch: num_heads must divide embed_dims {self.embed_dims} where head_dims is not '
@@ -91,14 +90,14 @@ class XCiTArch:
             )
         if (self.grid_size is None) != self.is_paper:
             raise ValueError(
-                "arch: grid_size (rows, columns) is required with layout 'vit-pytorch' and has no "
-                f'meaning with another, got {self.grid_size} with {self.layout!r}'
+                "arch: grid_size (rows, columns) is required with variant 'vit-pytorch' and has no "
+                f'meaning with another, got {self.grid_size} with {self.variant!r}'
             )
 
     @property
     def is_paper(self) -> bool:
         """Whether the structure is that of the authors."""
-        return self.layout == 'paper'
+        return self.variant == PAPER
 
     @property
     def class_attention(self) -> dict[str, Any]:
@@ -111,7 +110,7 @@ class XCiTArch:
             num_layers=self.cls_layers,
             layer_scale=self.layer_scale,
             tokens_norm=self.tokens_norm,
-            layout=self.layout,
+            variant=self.variant,
         )
 
 
@@ -219,8 +218,8 @@ class XCiT(Backbone):
 
     Args:
         arch: A name in `ARCHS` (the paper's sizes) or a dict of `XCiTArch`'s fields;
-            `dict(layout='vit-pytorch', ...)` gives the structure of that package.
-        patch_size: Stride of the tokens in pixels, 8 or 16; anything from 1 with layout
+            `dict(variant='vit-pytorch', ...)` gives the structure of that package.
+        patch_size: Stride of the tokens in pixels, 8 or 16; anything from 1 with variant
             `'vit-pytorch'` and without a pyramid.
         in_channels: Channels of the image.
         out_indices: Blocks to return, strictly increasing; four with a pyramid. By default those
@@ -285,6 +284,7 @@ class XCiT(Backbone):
         if pyramid and patch_size not in (8, 16):
             raise ValueError(f'patch_size must be 8 or 16 with a pyramid, got {patch_size}')
         self.arch = resolved
+        self.patch_size = patch_size
         self.out_indices = chosen
         self.out_channels = (resolved.embed_dims,) * len(chosen)
         self.out_strides = PYRAMID_STRIDES if pyramid else (patch_size,) * len(chosen)

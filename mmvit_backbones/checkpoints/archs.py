@@ -15,9 +15,9 @@ from mmvit_backbones.backbones.twins_svt import GLOBAL, LOCAL, TwinsSVT, TwinsSV
 from mmvit_backbones.backbones.xcit import ARCHS as XCIT_ARCHS
 from mmvit_backbones.backbones.xcit import XCiT, XCiTArch
 from mmvit_backbones.layers.conv_stem import NUM_CONVS
+from mmvit_backbones.layers.variant import VIT_PYTORCH
 
 TWINS_SVT, XCIT = 'twins_svt', 'xcit'
-VIT_PYTORCH = 'vit-pytorch'
 Arch = TwinsSVTArch | XCiTArch
 
 
@@ -101,8 +101,7 @@ def looks_of_model(backbone: Backbone) -> Looks:
     if isinstance(backbone, TwinsSVT):
         return _of_arch(backbone.arch, None)
     if isinstance(backbone, XCiT):
-        weights = {f'backbone.{key}': value for key, value in backbone.state_dict().items()}
-        return _of_arch(backbone.arch, _patch_size(weights, backbone.arch.layout))
+        return _of_arch(backbone.arch, backbone.patch_size)
     raise TypeError(f'model must hold a TwinsSVT or an XCiT, got {type(backbone).__name__}')
 
 
@@ -158,6 +157,5 @@ def _patch_size(weights: Mapping[str, Tensor], layout: str) -> int | None:
 
 def _of_arch(arch: Arch, patch_size: int | None) -> Looks:
     if isinstance(arch, TwinsSVTArch):
-        layout = VIT_PYTORCH if arch.patch_pre_norm else 'paper'
-        return Looks(TWINS_SVT, layout, tuple(arch.embed_dims), tuple(arch.stages))
-    return Looks(XCIT, arch.layout, (arch.embed_dims,), arch.depth, arch.num_heads, patch_size)
+        return Looks(TWINS_SVT, arch.variant, tuple(arch.embed_dims), tuple(arch.stages))
+    return Looks(XCIT, arch.variant, (arch.embed_dims,), arch.depth, arch.num_heads, patch_size)

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from mmvit_backbones.layers.class_attention import ClassAttentionBlock
 from mmvit_backbones.layers.init import init_linear
 from mmvit_backbones.layers.layer_scale import initial_layer_scale
+from mmvit_backbones.layers.variant import PAPER, check_variant
 from mmvit_backbones.registry import MODELS
-
-LAYOUTS = ('paper', 'vit-pytorch')
 
 
 @MODELS.register_module()
@@ -34,13 +33,13 @@ class ClassAttentionPooling(BaseModule):
         layer_scale: Initial factor of residual branches; None for vit-pytorch's rule by layer.
         tokens_norm: Norm the patch tokens before the MLPs too, as in all the paper's sizes but
             nano; without effect in vit-pytorch's structure.
-        layout: `'paper'` for the authors' structure, `'vit-pytorch'` for that package's.
+        variant: `'paper'` for the authors' structure, `'vit-pytorch'` for that package's.
         drop_rate: Dropout probability of branch outputs and in the MLPs.
         attn_drop_rate: Dropout probability of attention weights.
         init_cfg: What MMEngine's `init_weights()` shall do to the initialised neck.
 
     Raises:
-        ValueError: If `layout` is not known, `num_layers` is below 1, or `num_heads` does not
+        ValueError: If `variant` is not known, `num_layers` is below 1, or `num_heads` does not
             divide `in_channels` and `head_dims` is not given.
     """
 
@@ -53,14 +52,13 @@ class ClassAttentionPooling(BaseModule):
         num_layers: int = 2,
         layer_scale: float | None = 1.0,
         tokens_norm: bool = True,
-        layout: str = 'paper',
+        variant: str = PAPER,
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        if layout not in LAYOUTS:
-            raise ValueError(f'layout must be one of {LAYOUTS}, got {layout!r}')
+        check_variant(variant)
         if num_layers < 1:
             raise ValueError(f'num_layers must be at least 1, got {num_layers}')
         if head_dims is None and in_channels % num_heads:
@@ -68,7 +66,7 @@ class ClassAttentionPooling(BaseModule):
                 f'num_heads must divide in_channels {in_channels} where head_dims is not given, '
                 f'got {num_heads}'
             )
-        is_paper = layout == 'paper'
+        is_paper = variant == PAPER
         norm_eps = 1e-6 if is_paper else 1e-5
         # The patches of the paper's structure are normed inside the layers.
         self.patch_norm = nn.Identity() if is_paper else nn.LayerNorm(in_channels, eps=norm_eps)

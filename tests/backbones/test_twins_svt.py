@@ -151,7 +151,7 @@ def test_last_pixels_are_not_cropped() -> None:
 
 
 @pytest.mark.parametrize('out_indices', [(0,), (1,), (0, 2), (0, 1, 2, 3), (3,)])
-@pytest.mark.parametrize('arch', [TINY, dict(TINY, fused_reduction=True, patch_pre_norm=True)])
+@pytest.mark.parametrize('arch', [TINY, dict(TINY, variant='vit-pytorch')])
 @pytest.mark.parametrize('out_norm', [True, False])
 def test_every_parameter_gets_a_gradient(
     out_indices: tuple[int, ...], arch: dict, out_norm: bool

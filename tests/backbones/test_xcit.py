@@ -20,7 +20,7 @@ from tests.utils import check_autocast, check_compiled, max_error, randomize
 
 TOY = dict(embed_dims=16, depth=6, num_heads=2, layer_scale=1.0)
 TOY_VIT_PYTORCH = dict(
-    layout='vit-pytorch',
+    variant='vit-pytorch',
     embed_dims=16,
     depth=6,
     num_heads=2,
@@ -81,7 +81,7 @@ def test_equals_vit_pytorch(image_size: int, patch_size: int, kernel: int) -> No
     randomize(reference).double().eval()
     grid = image_size // patch_size
     arch = XCiTArch(
-        layout='vit-pytorch',
+        variant='vit-pytorch',
         embed_dims=40,
         depth=20,
         num_heads=3,
@@ -388,11 +388,11 @@ def test_compiles_for_all_sizes(arch: dict, sizes: list[tuple[int, int]]) -> Non
     ('arguments', 'message'),
     [
         (dict(arch='small'), r"arch must be one of \['large-24'.*got 'small'"),
-        (dict(arch=dict(TOY, layout='timm')), "layout must be one of .* got 'timm'"),
+        (dict(arch=dict(TOY, variant='timm')), "variant must be one of .* got 'timm'"),
         (dict(arch=dict(TOY, depth=0)), 'depth must be at least 1, got 0'),
         (dict(arch=dict(TOY, num_heads=3)), 'num_heads must divide embed_dims 16 .* got 3'),
         (dict(arch=dict(TOY, grid_size=(4, 4))), 'grid_size .* no meaning with another'),
-        (dict(arch=dict(TOY, layout='vit-pytorch')), 'grid_size .* is required'),
+        (dict(arch=dict(TOY, variant='vit-pytorch')), 'grid_size .* is required'),
         (dict(arch=dict(TOY, lpi_kernel_size=4)), 'lpi_kernel_size must be odd, got 4'),
         (dict(arch=dict(TOY, embed_dims=12)), 'embed_dims must be a multiple of 8 .* got 12'),
         (dict(arch=dict(TOY, depth=4)), 'out_indices must be given for a depth below 5'),

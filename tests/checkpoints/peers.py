@@ -37,14 +37,10 @@ VIT_PYTORCH_TWINS = TwinsSVTArch(
     head_dims=64,
     sr_ratios=(7, 7, 2, 1),
     peg_after=(1, 1, 1, 0),
-    norm_eps=1e-5,
-    qkv_bias=False,
-    patch_pre_norm=True,
-    fused_reduction=True,
-    paper_init=False,
+    variant='vit-pytorch',
 )
 VIT_PYTORCH_XCIT = XCiTArch(
-    32, 3, 2, head_dims=12, mlp_dims=48, cls_layers=3, layout='vit-pytorch', grid_size=(4, 4)
+    32, 3, 2, head_dims=12, mlp_dims=48, cls_layers=3, variant='vit-pytorch', grid_size=(4, 4)
 )
 Arch = TwinsSVTArch | XCiTArch
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mmvit_backbones.backbones.xcit import ARCHS
+from mmvit_backbones.layers.variant import VARIANTS
 from mmvit_backbones.necks import ClassAttentionPooling
 from mmvit_backbones.registry import MODELS
 from tests.utils import randomize
@@ -13,10 +14,10 @@ from tests.utils import randomize
 LAYOUTS = ['paper', 'vit-pytorch']
 
 
-@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('variant', VARIANTS)
 @pytest.mark.parametrize('tokens_norm', [True, False])
-def test_every_parameter_gets_a_gradient(layout: str, tokens_norm: bool) -> None:
-    neck = randomize(ClassAttentionPooling(12, 3, layout=layout, tokens_norm=tokens_norm)).double()
+def test_every_parameter_gets_a_gradient(variant: str, tokens_norm: bool) -> None:
+    neck = randomize(ClassAttentionPooling(12, 3, variant=variant, tokens_norm=tokens_norm)).double()
     maps = [torch.randn(2, 12, 3, 5, dtype=torch.float64) for _ in range(2)]
     outputs = neck(maps)
     assert isinstance(outputs, tuple)
@@ -26,9 +27,9 @@ def test_every_parameter_gets_a_gradient(layout: str, tokens_norm: bool) -> None
     assert without == []
 
 
-@pytest.mark.parametrize('layout', LAYOUTS)
-def test_pools_the_last_map_only_and_ignores_the_order_of_its_tokens(layout: str) -> None:
-    neck = randomize(ClassAttentionPooling(12, 3, layout=layout)).double().eval()
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_pools_the_last_map_only_and_ignores_the_order_of_its_tokens(variant: str) -> None:
+    neck = randomize(ClassAttentionPooling(12, 3, variant=variant)).double().eval()
     x = torch.randn(2, 12, 3, 5, dtype=torch.float64)
     (expected,) = neck([x])
     torch.testing.assert_close(neck([torch.zeros(1), x])[0], expected)
@@ -48,9 +49,9 @@ def test_tokens_norm_reaches_the_class_token_through_a_later_layer() -> None:
 
 
 @pytest.mark.parametrize('rate', ['drop_rate', 'attn_drop_rate'])
-@pytest.mark.parametrize('layout', LAYOUTS)
-def test_dropout_acts_while_training_only(layout: str, rate: str) -> None:
-    neck = randomize(ClassAttentionPooling(12, 3, layout=layout, **{rate: 0.5}))
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_dropout_acts_while_training_only(variant: str, rate: str) -> None:
+    neck = randomize(ClassAttentionPooling(12, 3, variant=variant, **{rate: 0.5}))
     x = torch.randn(2, 12, 3, 5)
     assert not torch.equal(neck([x])[0], neck([x])[0])
     neck.eval()
@@ -80,7 +81,7 @@ def test_arguments_of_an_arch_build_it(name: str) -> None:
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (dict(layout='timm'), "layout must be one of .* got 'timm'"),
+        (dict(variant='timm'), "variant must be one of .* got 'timm'"),
         (dict(num_layers=0), 'num_layers must be at least 1, got 0'),
         (dict(num_heads=5), 'num_heads must divide in_channels 12 .* got 5'),
     ],
