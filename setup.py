@@ -45,8 +45,9 @@ setup(
     license='Apache-2.0',
     cmdclass={'build_py': BuildWithConfigs},
     packages=find_packages(include=['mmvit_backbones', 'mmvit_backbones.*']),
+    package_data={'mmvit_backbones': ['py.typed', 'kernels/README.md']},
     python_requires='>=3.10,<3.13',
-    install_requires=['torch>=2.10', 'einops>=0.8', 'safetensors>=0.5'],
+    install_requires=['torch>=2.1', 'einops>=0.8', 'safetensors>=0.5'],
     extras_require={
         'onedl': [
             'onedl-mmengine>=0.10.12',

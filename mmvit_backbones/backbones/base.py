@@ -15,6 +15,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from mmvit_backbones.backbones.feature_info import FeatureInfo
+from mmvit_backbones.layers.seam import Dispatcher, get_dispatcher, use_dispatcher
+from mmvit_backbones.layers.tokens import Size
+
 Arch = TypeVar('Arch')
 
 
@@ -80,17 +84,25 @@ def check_out_indices(out_indices: Sequence[int], count: int, unit: str) -> tupl
 
 
 @contextmanager
-def _without_statistics(module: nn.Module) -> Iterator[None]:
-    """Keep BatchNorm layers from counting a batch again when a block is recomputed."""
+def _recomputation(block: nn.Module, dispatcher: Dispatcher | None) -> Iterator[None]:
+    """Let a block recompute what it computed before.
+
+    The same kernels run as then, and BatchNorm layers do not count the batch again.
+
+    Args:
+        block: The block.
+        dispatcher: The dispatcher of the first computation.
+    """
     before = [
         (norm, norm.momentum, norm.num_batches_tracked, norm.num_batches_tracked.clone())
-        for norm in module.modules()
+        for norm in block.modules()
         if isinstance(norm, _BatchNorm) and norm.num_batches_tracked is not None
     ]
     for norm, *_ in before:
         norm.momentum = 0.0
     try:
-        yield
+        with use_dispatcher(dispatcher):
+            yield
     finally:
         for norm, momentum, counter, count in before:
             norm.momentum = momentum
@@ -100,8 +112,9 @@ def _without_statistics(module: nn.Module) -> Iterator[None]:
 class Backbone(BaseModule):
     """Base of the dense backbones.
 
-    A subclass sets `out_channels` and `out_strides` (one entry a returned map) and says which
-    modules `frozen_stages` covers and how deep a parameter lies.
+    A subclass sets `out_channels`, `out_strides` and `out_indices` (one entry per returned feature
+    map), keeps its blocks or stages in `blocks`, names the modules that `frozen_stages` covers and
+    gives the depth of a parameter.
 
     Args:
         in_channels: Channels of the image.
@@ -110,16 +123,19 @@ class Backbone(BaseModule):
         max_frozen_stages: The largest value allowed.
         norm_eval: Keep all BatchNorm layers in evaluation mode while training.
         with_cp: Recompute each block in backward to save memory (gradient checkpointing).
-        init_cfg: What MMEngine's `init_weights()` shall do to the model, which its constructor
-            has initialised already.
+        init_cfg: Settings of MMEngine's `init_weights()`. The constructor has initialized the
+            model already.
 
     Raises:
         ValueError: If `in_channels` or `frozen_stages` is out of range.
     """
 
-    min_size: ClassVar[int] = 32  # pixels: one token on the coarsest map
+    min_size: ClassVar[int] = 32  # pixels: one token of the coarsest feature map
+    # Parts of the names of weights without weight decay, here and in the pooling neck.
+    no_weight_decay_keywords: ClassVar[tuple[str, ...]] = ()
     out_channels: tuple[int, ...]
     out_strides: tuple[int, ...]
+    out_indices: tuple[int, ...]
 
     def __init__(
         self,
@@ -137,6 +153,7 @@ class Backbone(BaseModule):
             raise ValueError(
                 f'frozen_stages must lie in -1 to {max_frozen_stages}, got {frozen_stages}'
             )
+        self.pretrained_cfg: dict[str, Any] = {}  # see `create_model`
         self.in_channels = in_channels
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
@@ -160,7 +177,7 @@ class Backbone(BaseModule):
 
         Args:
             param_name: Name of the parameter in the whole model.
-            prefix: Where this backbone stands in the model, such as `'backbone.'`.
+            prefix: Name of this backbone in the model, such as `'backbone.'`.
 
         Returns:
             The depth, 0 for the stem, and the number of depths, `num_layers + 2`. What comes after
@@ -170,6 +187,31 @@ class Backbone(BaseModule):
         if not param_name.startswith(prefix):
             return num_depths - 1, num_depths
         return self._block_of(param_name.removeprefix(prefix)) + 1, num_depths
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that should have no weight decay, beside norms and biases."""
+        return {
+            name
+            for name, _ in self.named_parameters()
+            if any(keyword in name for keyword in self.no_weight_decay_keywords)
+        }
+
+    @property
+    def feature_info(self) -> FeatureInfo:
+        """Channels, stride and block of each feature map."""
+        maps = zip(self.out_channels, self.out_strides, self.out_indices, strict=True)
+        return FeatureInfo(
+            dict(num_chs=channels, reduction=stride, module=f'blocks.{index}')
+            for channels, stride, index in maps
+        )
+
+    def forward_features(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the feature maps, as `forward` does."""
+        return self(x)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in backward to save memory, or not; sets `with_cp`."""
+        self.with_cp = enable
 
     def train(self, mode: bool = True) -> Backbone:
         """Set the mode; frozen modules stay in evaluation mode, BatchNorm too if `norm_eval`."""
@@ -186,15 +228,16 @@ class Backbone(BaseModule):
             module.eval()
             module.requires_grad_(False)
 
-    def _run_block(self, block: nn.Module, x: Tensor) -> Tensor:
+    def _run_block(self, block: nn.Module, x: Tensor, size: Size) -> Tensor:
         if self.with_cp and x.requires_grad and torch.is_grad_enabled():
             return checkpoint(
                 block,
                 x,
+                size,
                 use_reentrant=False,
-                context_fn=lambda: (nullcontext(), _without_statistics(block)),
+                context_fn=lambda: (nullcontext(), _recomputation(block, get_dispatcher())),
             )
-        return block(x)
+        return block(x, size)
 
     def _check_input(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != self.in_channels:

@@ -4,9 +4,7 @@ Paper: Chu et al., "Twins: Revisiting the Design of Spatial Attention in Vision 
 https://arxiv.org/abs/2104.13840. Structures: the authors' (https://github.com/Meituan-AutoML/Twins)
 and the one of the package vit-pytorch, both from this file.
 
-Legend: B batch, H x W pixels or tokens, C channels. Inside, maps are (B, H, W, C) and contiguous,
-which is the same memory as a (B, C, H, W) map in channels_last format: norms, linear layers and
-convolutions all work on it without a copy.
+Legend: B batch, H x W pixels of an image or N = H x W tokens of a grid, C channels.
 """
 
 from __future__ import annotations
@@ -26,13 +24,12 @@ from mmvit_backbones.backbones.base import (
     resolve_arch,
 )
 from mmvit_backbones.layers.init import init_conv_by_fan_out, init_linear
-from mmvit_backbones.layers.layout import channels_first
-from mmvit_backbones.layers.lean import add_residual
 from mmvit_backbones.layers.mlp import MLP
-from mmvit_backbones.layers.norm import norm_map
 from mmvit_backbones.layers.patch_embed import PatchEmbed
 from mmvit_backbones.layers.position import PositionEncodingGenerator
+from mmvit_backbones.layers.seam import replaceable
 from mmvit_backbones.layers.subsampled_attention import SubsampledAttention
+from mmvit_backbones.layers.tokens import Size, to_map
 from mmvit_backbones.layers.variant import PAPER, VIT_PYTORCH, check_variant
 from mmvit_backbones.layers.window_attention import WindowAttention
 from mmvit_backbones.registry import MODELS
@@ -42,13 +39,13 @@ LOCAL, GLOBAL = 'L', 'G'
 
 @dataclass(frozen=True)
 class TwinsSVTArch:
-    """Settings of one Twins-SVT, one entry a stage where it is a tuple.
+    """Settings of one Twins-SVT, one entry per stage where it is a tuple.
 
     Attributes:
         embed_dims: Channels.
         stages: Blocks as a string: `L` attends in windows (LSA), `G` globally (GSA).
         num_heads: Attention heads.
-        head_dims: Channels a head.
+        head_dims: Channels per head.
         sr_ratios: Subsampling of keys and values in `G` blocks.
         patch_sizes: Downsampling at the start of a stage.
         window_size: Side of a window in tokens.
@@ -118,11 +115,11 @@ ARCHS = {
 
 
 class TwinsSVTBlock(nn.Module):
-    """Pre-norm transformer block on a map.
+    """Pre-norm transformer block.
 
     Args:
         dims: Channels.
-        attn: Norm and attention on a map (B, H, W, C).
+        attn: Attention between tokens (B, N, C) of a grid.
         mlp_ratio: Width of the MLP over `dims`.
         norm_eps: Epsilon of both norms.
         drop_rate: Dropout probability in the MLP.
@@ -132,7 +129,7 @@ class TwinsSVTBlock(nn.Module):
     def __init__(
         self,
         dims: int,
-        attn: nn.Module,
+        attn: WindowAttention | SubsampledAttention,
         mlp_ratio: int,
         norm_eps: float,
         drop_rate: float,
@@ -145,15 +142,25 @@ class TwinsSVTBlock(nn.Module):
         self.mlp = MLP(dims, dims * mlp_ratio, drop_rate)
         self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Transform a map (B, H, W, C)."""
-        shape = x.shape
-        x = x.flatten(1, 2)  # (B, HW, C)
-        attended = self.attn(x.view(shape), self.norm1)
-        x = x + self.drop_path(attended.flatten(1, 2))
-        if self.training and self.drop_path.drop_prob > 0:
-            return add_residual(x, self.drop_path(self.mlp(x, self.norm2))).view(shape)
-        return self.mlp(x, self.norm2, residual=True).view(shape)
+    def forward(self, x: Tensor, size: Size) -> Tensor:
+        """Transform tokens (B, N, C) of a grid of `size` (H, W)."""
+        x = self.attend(x, size)
+        return self.feed_forward(x)
+
+    @replaceable
+    def attend(self, x: Tensor, size: Size) -> Tensor:
+        """Add the attention branch."""
+        return x + self.drop_path(self.attn(self.norm1(x), size))
+
+    @replaceable
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Add the MLP branch."""
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+    def fold(self) -> None:
+        """Move the affine part of the norms into the layers after them."""
+        self.attn.fold_norm(self.norm1)
+        self.mlp.fold_norm(self.norm2)
 
 
 @MODELS.register_module()
@@ -167,8 +174,10 @@ class TwinsSVT(Backbone):
             structure) or a dict of `TwinsSVTArch`'s fields.
         in_channels: Channels of the image.
         out_indices: Stages to return, strictly increasing.
-        out_norm: Norm the map at the end of each stage, which is what the next stage gets too, as
-            the authors do for detection and segmentation. The ImageNet weights lack these norms.
+        out_norm: Normalize the feature map at the end of each stage, also as the input of the next
+            stage, as the authors do for detection and segmentation. The ImageNet weights lack
+            these norms. None means True in variant `'paper'` and False in `'vit-pytorch'`, which
+            has no such norms.
         window_padding: What happens in windows that reach over the border: `'mask'` (only tokens
             of the map take part) or `'zero'` (zero tokens take part, as in the authors' detection
             code).
@@ -185,17 +194,19 @@ class TwinsSVT(Backbone):
         ValueError: If an argument is out of its range.
 
     Shape:
-        Input (B, in_channels, H, W), at least 32 px a side. Output: a tuple with a map
+        Input (B, in_channels, H, W), at least 32 px a side. Output: a tuple with a feature map
         (B, C_i, ceil(H / s_i), ceil(W / s_i)) for each of `out_indices`, with
         C_i in `out_channels` and s_i in `out_strides`.
     """
+
+    no_weight_decay_keywords = ('pos_block',)
 
     def __init__(
         self,
         arch: str | Mapping[str, Any] | TwinsSVTArch = 'small',
         in_channels: int = 3,
         out_indices: Sequence[int] = (0, 1, 2, 3),
-        out_norm: bool = True,
+        out_norm: bool | None = None,
         window_padding: str = 'mask',
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
@@ -216,6 +227,7 @@ class TwinsSVT(Backbone):
             init_cfg=init_cfg,
         )
         self.arch = resolved
+        out_norm = resolved.is_paper if out_norm is None else out_norm
         self.out_indices = chosen
         check_rate('drop_rate', drop_rate)
         check_rate('attn_drop_rate', attn_drop_rate)
@@ -262,7 +274,7 @@ class TwinsSVT(Backbone):
 
     def _make_attention(
         self, kind: str, stage: int, window_padding: str, attn_drop_rate: float, drop_rate: float
-    ) -> nn.Module:
+    ) -> WindowAttention | SubsampledAttention:
         arch = self.arch
         if kind == LOCAL:
             return WindowAttention(
@@ -287,16 +299,17 @@ class TwinsSVT(Backbone):
         )
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return the chosen maps of a batch of images."""
+        """Return the chosen feature maps of a batch of images."""
         self._check_input(x)
         maps = []
         for i, blocks in enumerate(self.blocks):
-            x = self.drop(self.patch_embeds[i](x))  # (B, H, W, C)
+            tokens, size = self.patch_embeds[i](x)  # (B, N, C)
+            tokens = self.drop(tokens)
             for j, block in enumerate(cast(nn.ModuleList, blocks)):
-                x = self._run_block(block, x)
+                tokens = self._run_block(block, tokens, size)
                 if j == self.arch.peg_after[i]:
-                    x = self.pos_block[i](x)
-            x = channels_first(norm_map(x, self.norm_list[i]))
+                    tokens = self.pos_block[i](tokens, size)
+            x = to_map(self.norm_list[i](tokens), size)  # (B, C, H, W)
             if i in self.out_indices:
                 maps.append(x)
         return tuple(maps)

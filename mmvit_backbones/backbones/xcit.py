@@ -4,8 +4,7 @@ Paper: El-Nouby et al., "XCiT: Cross-Covariance Image Transformers",
 https://arxiv.org/abs/2106.09681. Structures: the authors' (https://github.com/facebookresearch/xcit)
 and the one of the package vit-pytorch, both from this file.
 
-Legend: B batch, H x W pixels or tokens, C channels. Inside, maps are (B, H, W, C) and contiguous,
-which is the same memory as a (B, C, H, W) map in channels_last format.
+Legend: B batch, H x W pixels of an image or N = H x W tokens of a grid, C channels.
 """
 
 from __future__ import annotations
@@ -27,14 +26,15 @@ from mmvit_backbones.backbones.base import (
 )
 from mmvit_backbones.layers.conv_stem import ConvStem
 from mmvit_backbones.layers.cross_covariance_attention import CrossCovarianceAttention
+from mmvit_backbones.layers.folding import Scale
 from mmvit_backbones.layers.init import init_linear
 from mmvit_backbones.layers.layer_scale import initial_layer_scale
-from mmvit_backbones.layers.layout import channels_first
-from mmvit_backbones.layers.lean import add_residual
 from mmvit_backbones.layers.local_patch_interaction import LocalPatchInteraction
 from mmvit_backbones.layers.mlp import MLP
 from mmvit_backbones.layers.patch_embed import PatchEmbed
 from mmvit_backbones.layers.position import FourierPosition, LearnedPosition
+from mmvit_backbones.layers.seam import replaceable
+from mmvit_backbones.layers.tokens import Size, ceil_div, crop, to_map
 from mmvit_backbones.layers.variant import PAPER, check_variant
 from mmvit_backbones.necks.pyramid import PYRAMID_STRIDES, DeconvPoolPyramid
 from mmvit_backbones.registry import MODELS
@@ -50,14 +50,14 @@ class XCiTArch:
         num_heads: Attention heads.
         layer_scale: Initial factor of all residual branches; None for the rule by layer of
             `mmvit_backbones.layers.layer_scale`.
-        tokens_norm: Norm all tokens before the MLPs of class attention (`'paper'` only).
-        head_dims: Channels a head; `embed_dims / num_heads` by default.
+        tokens_norm: Normalize all tokens before the MLPs of class attention (`'paper'` only).
+        head_dims: Channels per head; `embed_dims / num_heads` by default.
         mlp_dims: Width of the MLPs; 4 * `embed_dims` by default.
         cls_layers: Class-attention layers, of which a backbone holds none.
         variant: Which structure. `'paper'`: convolutional stem, Fourier position, biased query,
             key and value projections, norm after activation between the local convolutions.
-            `'vit-pytorch'`: normed patches projected, learned position, no such biases, norm
-            before activation.
+            `'vit-pytorch'`: normalized patches, projected; learned position; no such biases;
+            norm before activation.
         grid_size: Rows and columns of the learned position, (image size / patch size) in that
             package; `'vit-pytorch'` only, and required there.
         lpi_kernel_size: Side of the kernels of the local patch interaction.
@@ -123,6 +123,9 @@ ARCHS = {
     'small-24': XCiTArch(384, 24, 8, layer_scale=1e-5),
     'medium-24': XCiTArch(512, 24, 8, layer_scale=1e-5),
     'large-24': XCiTArch(768, 24, 16, layer_scale=1e-5),
+    # Of adversarially robust training (Debenedetti et al., https://arxiv.org/abs/2209.07399).
+    'medium-12': XCiTArch(512, 12, 8, layer_scale=1.0),
+    'large-12': XCiTArch(768, 12, 16, layer_scale=1.0),
 }
 
 
@@ -153,6 +156,10 @@ class XCiTBlock(nn.Module):
         attn_drop_rate: Dropout probability of attention weights.
         drop_path_rate: Probability that a sample skips a branch while training.
     """
+
+    gamma1: Scale
+    gamma2: Scale
+    gamma3: Scale
 
     def __init__(
         self,
@@ -188,25 +195,36 @@ class XCiTBlock(nn.Module):
         self.gamma2 = nn.Parameter(torch.full((dims,), layer_scale))
         self.gamma3 = nn.Parameter(torch.full((dims,), layer_scale))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Transform a map (B, H, W, C)."""
-        shape = x.shape
-        x = x.flatten(1, 2)  # (B, N, C): a compiler sees that tokens lie in a row
-        x = self._add_branch(x, self.attn, self.norm1, self.gamma1)
-        local = self.local_mp(self.norm3(x).view(shape), self.gamma3).flatten(1, 2)
-        x = x + self.drop_path(local)
-        return self._add_branch(x, self.mlp, self.norm2, self.gamma2).view(shape)
+    def forward(self, x: Tensor, size: Size) -> Tensor:
+        """Transform tokens (B, N, C) of a grid of `size` (H, W)."""
+        x = self.attend(x)
+        x = self.interact(x, size)
+        return self.feed_forward(x)
 
-    def _add_branch(
-        self,
-        x: Tensor,
-        branch: CrossCovarianceAttention | MLP,
-        norm: nn.LayerNorm,
-        scale: Tensor,
-    ) -> Tensor:
-        if self.training and self.drop_path.drop_prob > 0:
-            return add_residual(x, self.drop_path(branch(x, norm, scale)))
-        return branch(x, norm, scale, residual=True)
+    @replaceable
+    def attend(self, x: Tensor) -> Tensor:
+        """Add the branch of cross-covariance attention."""
+        return x + self.drop_path(self.gamma1 * self.attn(self.norm1(x)))
+
+    @replaceable
+    def interact(self, x: Tensor, size: Size) -> Tensor:
+        """Add the branch of local patch interaction."""
+        return x + self.drop_path(self.gamma3 * self.local_mp(self.norm3(x), size))
+
+    @replaceable
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Add the MLP branch."""
+        return x + self.drop_path(self.gamma2 * self.mlp(self.norm2(x)))
+
+    def fold(self) -> None:
+        """Move LayerScale and the affine part of the norms into the layers beside them."""
+        self.attn.fold_norm(self.norm1)
+        self.mlp.fold_norm(self.norm2)
+        branches = {'gamma1': self.attn, 'gamma2': self.mlp, 'gamma3': self.local_mp}
+        for name, layer in branches.items():
+            scale = layer.fold_scale(getattr(self, name))  # type: ignore[operator]
+            delattr(self, name)
+            setattr(self, name, scale)
 
 
 @MODELS.register_module()
@@ -224,8 +242,8 @@ class XCiT(Backbone):
         in_channels: Channels of the image.
         out_indices: Blocks to return, strictly increasing; four with a pyramid. By default those
             of `default_out_indices`: (3, 5, 7, 11) at depth 12, (7, 11, 15, 23) at 24.
-        pyramid: Bring the maps to strides 4, 8, 16, 32 by a `DeconvPoolPyramid`; else all are of
-            stride `patch_size`.
+        pyramid: Resample the feature maps to strides 4, 8, 16, 32 with a `DeconvPoolPyramid`;
+            else all have stride `patch_size`.
         norm_cfg: Norm in the convolutional stem, the blocks and the pyramid, such as
             `dict(type='SyncBN')`. The paper's weights are those of BatchNorm.
         drop_rate: Dropout probability of tokens.
@@ -240,10 +258,12 @@ class XCiT(Backbone):
         ValueError: If an argument is out of its range.
 
     Shape:
-        Input (B, in_channels, H, W), at least 32 px a side. Output: a tuple with a map
+        Input (B, in_channels, H, W), at least 32 px a side. Output: a tuple with a feature map
         (B, C, ceil(H / s_i), ceil(W / s_i)) for each of `out_indices`, with C in `out_channels`
         and s_i in `out_strides`.
     """
+
+    no_weight_decay_keywords = ('temperature', 'pos_embed', 'cls_token')
 
     def __init__(
         self,
@@ -316,17 +336,23 @@ class XCiT(Backbone):
         self._freeze()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return the chosen maps of a batch of images."""
+        """Return the chosen feature maps of a batch of images."""
         self._check_input(x)
-        image_size = (x.shape[2], x.shape[3])
-        x = self.patch_embed(x)  # (B, H, W, C)
-        x = self.drop(self.pos_embed(x))
+        height, width = x.shape[2:]
+        x, size = self.patch_embed(x)  # (B, N, C)
+        x = self.drop(self.pos_embed(x, size))
         maps = []
         for i, block in enumerate(self.blocks):
-            x = self._run_block(block, x)
+            x = self._run_block(block, x, size)
             if i in self.out_indices:
-                maps.append(channels_first(x))
-        return tuple(maps) if self.pyramid is None else self.pyramid(maps, image_size)
+                maps.append(to_map(x, size))
+        if self.pyramid is None:
+            return tuple(maps)
+        # Tokens cover whole patches, so finer feature maps can reach over the image's border.
+        return tuple(
+            crop(feature_map, (ceil_div(height, stride), ceil_div(width, stride)))
+            for feature_map, stride in zip(self.pyramid(maps), self.out_strides, strict=True)
+        )
 
     @property
     def num_layers(self) -> int:

@@ -1,19 +1,19 @@
 """From pixels to tokens by overlapping convolutions.
 
-Legend: B batch, H x W pixels, C channels, p patch size.
+Legend: B batch, H x W pixels, C channels, p patch size, N = ceil(H/p) ceil(W/p) tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from mmvit_backbones.layers.conv_norm import conv_norm
-from mmvit_backbones.layers.layout import channels_last
+from mmvit_backbones.layers.folding import fold_batch_norms
 from mmvit_backbones.layers.norm import build_norm
+from mmvit_backbones.layers.seam import replaceable
+from mmvit_backbones.layers.tokens import Size, to_tokens
 
 NUM_CONVS = {8: 3, 16: 4}
 
@@ -58,10 +58,18 @@ class ConvStem(nn.Module):
             channels = wider
         self.proj = nn.Sequential(*layers[:-1])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Embed images (B, in_channels, H, W) as tokens (B, ceil(H/p), ceil(W/p), dims)."""
-        x = x.contiguous(memory_format=torch.channels_last)
-        *before, last = cast('Iterable[tuple[nn.Conv2d, nn.Module]]', self.proj[::2])
-        for conv, norm in before:
-            x = conv_norm(x, conv, norm, activate=True)
-        return channels_last(conv_norm(x, *last))
+    @replaceable
+    def forward(self, x: Tensor) -> tuple[Tensor, Size]:
+        """Embed images (B, in_channels, H, W).
+
+        Returns:
+            Tokens (B, N, C) and the rows and columns of their grid.
+        """
+        x = self.proj(x)
+        return to_tokens(x), (x.shape[2], x.shape[3])
+
+    def fold(self) -> None:
+        """Move each BatchNorm into the convolution before it."""
+        for layer in self.proj:
+            if isinstance(layer, nn.Sequential):
+                fold_batch_norms(layer)

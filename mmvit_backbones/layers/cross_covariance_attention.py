@@ -1,34 +1,25 @@
 """Attention between channels instead of tokens, linear in the number of tokens.
 
-The direct form makes queries, keys and values (N, C) and multiplies them; `gram_attention` computes
-the same sums without them.
-
-Legend: B batch, H x W = N tokens, C channels, h heads, d channels a head, D = hd.
+Legend: B batch, N tokens, C channels, h heads, d channels per head.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from mmvit_backbones.layers.gram_attention import gram_attention, plain_gram_attention
-from mmvit_backbones.layers.layer_scale import fold_scale
-from mmvit_backbones.layers.lean import add_residual, is_traced
-from mmvit_backbones.layers.padding import is_dynamic
-from mmvit_backbones.layers.precision import at_least_float32, compute_dtype
+from mmvit_backbones.layers.folding import Scale, fold_norm, fold_scale
+from mmvit_backbones.layers.precision import at_least_float32
 
-# Time of a multiply-add in fp32 over one in bf16 on a CPU that has instructions for both, from the
-# numbers of tokens at which the two forms were measured to take as long.
-_FULL_PRECISION_COST = 1.7
+MIN_LENGTH = 1e-12  # below it, `F.normalize` stops dividing as well
 
 
 def channel_attention_weights(q: Tensor, k: Tensor, temperature: Tensor) -> Tensor:
-    """Softmax of the cross-covariance of queries and keys, each channel of unit length.
+    """Softmax of the cosine of each query channel and each key channel, times a temperature.
 
-    Norms and softmax are computed in fp32 at least, whatever autocast says: a channel's length is
-    a sum over all tokens.
+    Lengths and softmax are computed in fp32 at least, also under autocast: the length of a channel
+    is a sum over all tokens.
 
     Args:
         q: Queries (B, h, d, N).
@@ -49,9 +40,8 @@ def channel_attention_weights(q: Tensor, k: Tensor, temperature: Tensor) -> Tens
 def _inverse_lengths(x: Tensor) -> Tensor:
     """Return one over the length of each channel (B, h, d, N) over all tokens (B, h, d, 1)."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    return (
-        torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype).clamp_min(1e-12).reciprocal()
-    )
+    lengths = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
+    return lengths.clamp_min(MIN_LENGTH).reciprocal()
 
 
 class CrossCovarianceAttention(nn.Module):
@@ -60,7 +50,7 @@ class CrossCovarianceAttention(nn.Module):
     Args:
         dims: Channels in and out.
         num_heads: Heads.
-        head_dims: Channels a head.
+        head_dims: Channels per head.
         qkv_bias: Give the query, key and value projections a bias.
         initial_temperature: Factor of the covariance before training.
         attn_drop_rate: Dropout probability of attention weights.
@@ -86,61 +76,19 @@ class CrossCovarianceAttention(nn.Module):
         self.proj = nn.Linear(inner_dims, dims)
         self.drop = nn.Dropout(drop_rate)
 
-    def forward(
-        self,
-        x: Tensor,
-        norm: nn.LayerNorm,
-        scale: Tensor | None = None,
-        residual: bool = False,
-    ) -> Tensor:
-        """Mix the channels of tokens by how they vary together over all tokens of an image.
-
-        Args:
-            x: Tokens (B, N, C).
-            norm: Norm before the attention.
-            scale: LayerScale, a factor of each channel of the output (C).
-            residual: Add `x` to the result.
-        """
-        weight, bias = fold_scale(self.proj, scale)
-        use_gram = self._gram_form_is_cheaper(x)
-        drops = self.training and max(self.attn_drop.p, self.drop.p) > 0
-        if use_gram and not drops and not is_traced():
-            return gram_attention(x, norm, self.qkv, self.temperature, weight, bias, residual)
-        normed = norm(x)
-        if use_gram:
-            branch = plain_gram_attention(
-                normed, self.qkv, self.temperature, weight, bias, self.attn_drop
-            )
-        else:
-            branch = self._direct_form(normed, weight, bias)
-        branch = self.drop(branch)
-        return add_residual(x, branch) if residual else branch
-
-    def _gram_form_is_cheaper(self, tokens: Tensor) -> bool:
-        """Whether the Gram form takes less time, or has to serve any number of tokens."""
-        num_tokens, dims = tokens.shape[1:]
-        is_reduced = compute_dtype(tokens).itemsize < 4
-        if is_reduced and tokens.device.type != 'cpu':
-            return False  # full precision, in which S is made, takes many times as long there
-        if is_dynamic(num_tokens):
-            return True
-        inner_dims = self.proj.in_features
-        head_dims = inner_dims // self.num_heads
-        full = _FULL_PRECISION_COST if is_reduced else 1.0
-        direct_per_token = 4 * inner_dims * dims + 2 * inner_dims * head_dims
-        gram_per_token = (1 + full) * dims**2
-        gram_per_image = full * inner_dims * dims * (3 * dims + 5 * head_dims)
-        if torch.is_grad_enabled():  # backward
-            direct_per_token += 2 * direct_per_token
-            gram_per_token += (2 + full) * dims**2
-            gram_per_image += full * inner_dims * dims * (4 * dims + 11 * head_dims)
-        return num_tokens * (direct_per_token - gram_per_token) > gram_per_image
-
-    def _direct_form(self, tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        # One copy here saves one before each product.
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix the channels of tokens (B, N, C) by how they vary together over an image."""
         q, k, v = rearrange(
-            self.qkv(tokens), 'b n (three h d) -> three b h d n', three=3, h=self.num_heads
-        ).contiguous()
+            self.qkv(x), 'b n (three h d) -> three b h d n', three=3, h=self.num_heads
+        ).contiguous()  # one copy here saves one before each product
         weights = self.attn_drop(channel_attention_weights(q, k, self.temperature))
         out = weights.to(v.dtype) @ v  # (B, h, d, N)
-        return F.linear(rearrange(out, 'b h d n -> b n (h d)'), weight, bias)
+        return self.drop(self.proj(rearrange(out, 'b h d n -> b n (h d)')))
+
+    def fold_norm(self, norm: nn.Module) -> None:
+        """Move the affine part of the norm before this layer into it."""
+        fold_norm(norm, self.qkv)
+
+    def fold_scale(self, scale: Scale) -> Scale:
+        """Move the LayerScale after this layer into it; returns the scale that is left."""
+        return fold_scale(self.proj, scale)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-
 
 def initial_layer_scale(value: float | None, layer: int) -> float:
     """Return what LayerScale starts from in a layer (CaiT, arXiv 2103.17239).
@@ -18,19 +16,3 @@ def initial_layer_scale(value: float | None, layer: int) -> float:
     if layer <= 18:
         return 0.1
     return 1e-5 if layer <= 24 else 1e-6
-
-
-def fold_scale(layer: nn.Linear | nn.Conv2d, scale: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Put a factor of each output channel into the last layer of a branch, where it costs nothing.
-
-    Args:
-        layer: Layer with a bias.
-        scale: Factors of its output channels (C); None for 1.
-
-    Returns:
-        The layer's weight and bias times the factors.
-    """
-    assert layer.bias is not None
-    if scale is None:
-        return layer.weight, layer.bias
-    return scale.view(-1, *[1] * (layer.weight.ndim - 1)) * layer.weight, scale * layer.bias

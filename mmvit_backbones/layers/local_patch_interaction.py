@@ -1,6 +1,6 @@
 """Explicit exchange between neighbouring tokens.
 
-Legend: B batch, H x W tokens, C channels.
+Legend: B batch, H x W = N tokens, C channels.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmvit_backbones.layers.conv_norm import conv_norm
-from mmvit_backbones.layers.layer_scale import fold_scale
-from mmvit_backbones.layers.layout import channels_first, channels_last
+from mmvit_backbones.layers.folding import Scale, fold_batch_norm, fold_scale
 from mmvit_backbones.layers.norm import build_norm
+from mmvit_backbones.layers.tokens import Size, to_map, to_tokens
 
 
 class LocalPatchInteraction(nn.Module):
@@ -23,8 +22,8 @@ class LocalPatchInteraction(nn.Module):
     Args:
         dims: Channels.
         norm_cfg: Norm between the convolutions.
-        norm_first: Norm before the activation (vit-pytorch's structure) instead of after it (the
-            authors' code).
+        norm_first: Normalize before the activation (variant `'vit-pytorch'`) instead of after it
+            (the authors' code).
         kernel_size: Side of both kernels, odd.
 
     Raises:
@@ -43,22 +42,21 @@ class LocalPatchInteraction(nn.Module):
             raise ValueError(f'lpi_kernel_size must be odd, got {kernel_size}')
         self.norm_first = norm_first
         padding = kernel_size // 2
-        self.conv1 = nn.Conv2d(dims, dims, kernel_size, padding=padding, groups=dims)
+        self.conv1: nn.Module = nn.Conv2d(dims, dims, kernel_size, padding=padding, groups=dims)
         self.bn = build_norm(norm_cfg, dims)
         self.conv2 = nn.Conv2d(dims, dims, kernel_size, padding=padding, groups=dims)
 
-    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        """Mix the neighbours of a map (B, H, W, C), channel by channel.
+    def forward(self, x: Tensor, size: Size) -> Tensor:
+        """Mix neighbouring tokens (B, N, C) of a grid of `size` (H, W), channel by channel."""
+        x = self.conv1(to_map(x, size))
+        x = F.gelu(self.bn(x)) if self.norm_first else self.bn(F.gelu(x))
+        return to_tokens(self.conv2(x))
 
-        Args:
-            x: The map.
-            scale: LayerScale, a factor of each channel of the output (C).
-        """
-        x = channels_first(x)
+    def fold(self) -> None:
+        """Move a BatchNorm that directly follows the first convolution into it."""
         if self.norm_first:
-            x = conv_norm(x, self.conv1, self.bn, activate=True)
-        else:
-            x = self.bn(conv_norm(x, self.conv1, activate=True))
-        weight, bias = fold_scale(self.conv2, scale)
-        x = F.conv2d(x, weight, bias, padding=self.conv2.padding, groups=self.conv2.groups)
-        return channels_last(x)
+            self.conv1, self.bn = fold_batch_norm(self.conv1, self.bn)
+
+    def fold_scale(self, scale: Scale) -> Scale:
+        """Move the LayerScale after this layer into it; returns the scale that is left."""
+        return fold_scale(self.conv2, scale)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmvit_backbones.layers.layer_scale import fold_scale
-from mmvit_backbones.layers.lean import add_residual, norm_mlp
-from mmvit_backbones.layers.packed_linear import PackedLinear, can_pack, packed_norm_mlp
+from mmvit_backbones.layers.folding import Scale, fold_norm, fold_scale
 
 
 class MLP(nn.Module):
-    """Linear, GELU, linear, on the last dimension.
+    """Linear layer, GELU, linear layer, on the last dimension.
 
     Args:
         dims: Channels in and out.
@@ -25,27 +23,14 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden_dims, dims)
         self.drop = nn.Dropout(drop_rate)
 
-    def forward(
-        self,
-        x: Tensor,
-        norm: nn.LayerNorm | None = None,
-        scale: Tensor | None = None,
-        residual: bool = False,
-    ) -> Tensor:
-        """Transform tokens.
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform tokens (..., C)."""
+        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
 
-        Args:
-            x: Tokens (..., C).
-            norm: Norm before the first linear layer.
-            scale: LayerScale, a factor of each channel of the output (C).
-            residual: Add `x` to the result.
-        """
-        weight, bias = fold_scale(self.fc2, scale)
-        if norm is None or (self.training and self.drop.p > 0):
-            normed = x if norm is None else norm(x)
-            hidden = self.drop(F.gelu(self.fc1(normed)))
-            branch = self.drop(F.linear(hidden, weight, bias))
-            return add_residual(x, branch) if residual else branch
-        if isinstance(self.fc1, PackedLinear) and scale is None and residual and can_pack(x):
-            return packed_norm_mlp(x, norm, self.fc1, self.fc2)
-        return norm_mlp(x, norm, self.fc1, weight, bias, residual)
+    def fold_norm(self, norm: nn.Module) -> None:
+        """Move the affine part of the norm before this layer into it."""
+        fold_norm(norm, self.fc1)
+
+    def fold_scale(self, scale: Scale) -> Scale:
+        """Move the LayerScale after this layer into it; returns the scale that is left."""
+        return fold_scale(self.fc2, scale)

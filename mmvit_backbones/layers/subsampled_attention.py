@@ -1,35 +1,33 @@
-"""Attention of all tokens to a subsampled map.
+"""Attention of all tokens to a subsampled feature map.
 
-Legend: B batch, H x W tokens, C channels, h heads, d channels a head, r subsampling ratio.
+Legend: B batch, H x W = N tokens, C channels, h heads, d channels per head, r subsampling ratio,
+M = ceil(H/r) ceil(W/r) subsampled tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from mmvit_backbones.layers.layout import channels_first, channels_last
-from mmvit_backbones.layers.padding import pad_to_multiple
+from mmvit_backbones.layers.attention import attention
+from mmvit_backbones.layers.folding import fold_norm
+from mmvit_backbones.layers.tokens import Size, pad_to_multiple, to_map, to_tokens
 
 
 class SubsampledAttention(nn.Module):
     """Global sub-sampled attention, GSA (Twins, arXiv 2104.13840, section 3.2).
 
-    Keys and values come from r x r patches of the map, one token a patch. Patches that reach over
-    the bottom or right border are filled up with zeros, which add nothing to their sum, so that no
-    token is left out.
+    A strided convolution makes one key and one value of each patch of r x r tokens. Patches that
+    reach over the bottom or right border are zero-padded, so that no token is left out.
 
     Args:
         dims: Channels in and out.
         num_heads: Heads.
-        head_dims: Channels a head.
+        head_dims: Channels per head.
         sr_ratio: Side of a patch, r; 1 subsamples nothing.
         qkv_bias: Give the query, key and value projections a bias.
-        fused_reduction: Subsample and project to keys and values in one convolution without a norm
-            between (vit-pytorch's structure) instead of convolution, norm and linear layer.
+        fused_reduction: Subsample and project to keys and values in one convolution (variant
+            `'vit-pytorch'`) instead of a convolution, a norm and a linear layer.
         attn_drop_rate: Dropout probability of attention weights.
         drop_rate: Dropout probability of the output.
     """
@@ -49,7 +47,7 @@ class SubsampledAttention(nn.Module):
         inner_dims = num_heads * head_dims
         self.num_heads = num_heads
         self.sr_ratio = sr_ratio
-        self.attn_drop_rate = attn_drop_rate
+        self.fused_reduction = fused_reduction
         self.q = nn.Linear(dims, inner_dims, bias=qkv_bias)
         self.kv: nn.Module
         self.sr: nn.Module | None = None
@@ -61,30 +59,34 @@ class SubsampledAttention(nn.Module):
             if sr_ratio > 1:
                 self.sr = nn.Conv2d(dims, dims, sr_ratio, sr_ratio)
                 self.norm = nn.LayerNorm(dims)
-        self.fused_reduction = fused_reduction
+        self.attn_drop = nn.Dropout(attn_drop_rate)
         self.proj = nn.Linear(inner_dims, dims)
         self.drop = nn.Dropout(drop_rate)
 
-    def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
-        """Norm a map (B, H, W, C) and attend from every token to the map's subsampled form."""
-        shape = x.shape
-        tokens = norm(x.flatten(1, 2))  # (B, HW, C)
-        q = rearrange(self.q(tokens), 'b n (h d) -> b h n d', h=self.num_heads)
+    def forward(self, x: Tensor, size: Size) -> Tensor:
+        """Attend from all tokens (B, N, C) of a grid of `size` (H, W) to the subsampled grid."""
+        q = rearrange(self.q(x), 'b n (h d) -> b h n d', h=self.num_heads)
         k, v = rearrange(
-            self._keys_and_values(tokens, shape),
-            'b n (two h d) -> two b h n d',
+            self._keys_and_values(x, size),
+            'b m (two h d) -> two b h m d',
             two=2,
             h=self.num_heads,
         )
-        drop = self.attn_drop_rate if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=drop)  # (B, h, HW, d)
-        return self.drop(self.proj(rearrange(out, 'b h n d -> b n (h d)'))).view(shape)
+        out = attention(q, k, v, self.attn_drop)  # (B, h, N, d)
+        return self.drop(self.proj(rearrange(out, 'b h n d -> b n (h d)')))
 
-    def _keys_and_values(self, tokens: Tensor, shape: Sequence[int]) -> Tensor:
-        """Subsample the tokens (B, HW, C) of a map; returns (B, ceil(H/r) ceil(W/r), 2hd)."""
-        conv = self.kv if self.fused_reduction else self.sr
-        if conv is None:
-            return self.kv(tokens)
-        padded = pad_to_multiple(channels_first(tokens.view(shape)), self.sr_ratio)
-        reduced = channels_last(conv(padded)).flatten(1, 2)
-        return reduced if self.norm is None else self.kv(self.norm(reduced))
+    def _keys_and_values(self, x: Tensor, size: Size) -> Tensor:
+        """Return the keys and values (B, M, 2hd) of tokens (B, N, C)."""
+        if self.fused_reduction:
+            return to_tokens(self.kv(pad_to_multiple(to_map(x, size), self.sr_ratio)))
+        if self.sr is not None and self.norm is not None:
+            x = self.norm(to_tokens(self.sr(pad_to_multiple(to_map(x, size), self.sr_ratio))))
+        return self.kv(x)
+
+    def fold_norm(self, norm: nn.Module) -> None:
+        """Move the affine part of the norm before this layer into it.
+
+        Only without subsampling: a convolution pads tokens with zeros that a shift would not reach.
+        """
+        if self.sr is None and not self.fused_reduction:
+            fold_norm(norm, self.q, self.kv)

@@ -1,64 +1,66 @@
-"""Attention inside square windows of a map.
+"""Attention inside square windows of a feature map.
 
-Legend: B batch, H x W tokens, C channels, h heads, d channels a head, n tokens in a window.
+Legend: B batch, H x W = N tokens, C channels, h heads, d channels per head, w windows of an image,
+n tokens of a window.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from mmvit_backbones.layers.layout import channels_first, channels_last
-from mmvit_backbones.layers.norm import norm_map
-from mmvit_backbones.layers.padding import crop, is_dynamic, pad_to_multiple
-from mmvit_backbones.layers.windows import Tiling, join_windows, norm_qkv
+from mmvit_backbones.layers.attention import attention
+from mmvit_backbones.layers.folding import fold_norm
+from mmvit_backbones.layers.tokens import Size, ceil_div
 
 WINDOW_PADDINGS = ('mask', 'zero')
 
 
-def window_mask(padded: Tensor, height: int, width: int, window_size: int) -> Tensor:
-    """Say which keys of each window are tokens of the map.
+def window_indices(
+    size: Size, window_size: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Map the tokens of a grid to windows that tile it from the top left, row by row, and back.
+
+    Windows at the bottom and right may reach over the border; their tokens there are padding.
 
     Args:
-        padded: Map with its padding (B, H, W, C).
-        height: Rows of the map itself.
-        width: Columns of the map itself.
+        size: Rows and columns of the grid, (H, W).
         window_size: Side of a window.
+        device: Where to make the indices.
 
     Returns:
-        Booleans (windows, 1, 1, n), to broadcast over heads and queries.
+        Index in the grid of each token of each window (wn), any for padding; whether the token lies
+        inside the grid (wn); index among the tokens of all windows of each token of the grid (N).
     """
-    rows = torch.arange(padded.shape[1], device=padded.device) < height
-    columns = torch.arange(padded.shape[2], device=padded.device) < width
-    inside = rearrange(
-        (rows[:, None] & columns).expand(len(padded), -1, -1),
-        'b (y i) (x j) -> (b y x) (i j)',
-        i=window_size,
-        j=window_size,
-    )
-    return inside[:, None, None]
-
-
-def _pad(x: Tensor, window_size: int) -> Tensor:
-    """Zero-pad a map (B, H, W, C) to whole windows."""
-    return channels_last(pad_to_multiple(channels_first(x), window_size))
+    height, width = size
+    s = window_size
+    windows_per_row = ceil_div(width, s)
+    index = torch.arange(ceil_div(height, s) * windows_per_row * s * s, device=device)
+    window, place = index // s**2, index % s**2
+    row = window // windows_per_row * s + place // s
+    column = window % windows_per_row * s + place % s
+    is_inside = (row < height) & (column < width)
+    to_windows = row.clamp(max=height - 1) * width + column.clamp(max=width - 1)
+    index = torch.arange(height * width, device=device)
+    row, column = index // width, index % width
+    window = row // s * windows_per_row + column // s
+    to_grid = window * s**2 + row % s * s + column % s
+    return to_windows, is_inside, to_grid
 
 
 class WindowAttention(nn.Module):
     """Locally-grouped self-attention, LSA (Twins, arXiv 2104.13840, section 3.2).
 
-    Windows start at the top left. Those that reach over the bottom or right border are handled by
-    `padding`: with `'mask'`, only their tokens inside the map take part. They are cut off at the
-    border, which is what a mask over padded windows amounts to; only graphs compiled for any size
-    pad and mask. With `'zero'`, the map is padded with zero tokens, which take part as keys and
-    values, as in the authors' detection code.
+    Windows tile the grid of tokens from the top left. Those at the bottom and right are padded
+    where they reach over the border. With padding `'mask'`, the padding takes no part in attention.
+    With `'zero'`, it consists of zero tokens that are keys and values, as in the authors' detection
+    code.
 
     Args:
         dims: Channels in and out.
         num_heads: Heads.
-        head_dims: Channels a head.
+        head_dims: Channels per head.
         window_size: Side of a window in tokens.
         qkv_bias: Give the query, key and value projections a bias.
         padding: `'mask'` or `'zero'`.
@@ -87,33 +89,36 @@ class WindowAttention(nn.Module):
         self.num_heads = num_heads
         self.window_size = window_size
         self.padding = padding
-        self.attn_drop_rate = attn_drop_rate
         self.qkv = nn.Linear(dims, 3 * inner_dims, bias=qkv_bias)
+        self.attn_drop = nn.Dropout(attn_drop_rate)
         self.proj = nn.Linear(inner_dims, dims)
         self.drop = nn.Dropout(drop_rate)
 
-    def forward(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
-        """Norm a map (B, H, W, C) and attend within its windows."""
-        size = self.window_size
-        height, width = x.shape[1:3]
-        if self.padding == 'zero':
-            padded = _pad(norm_map(x, norm), size)
-            tiling = Tiling.of_multiple(padded.shape[1], padded.shape[2], size)
-            return crop(self._attend(padded, None, tiling), height, width)
-        if is_dynamic(height, width):
-            padded = _pad(x, size)
-            tiling = Tiling.of_multiple(padded.shape[1], padded.shape[2], size)
-            mask = window_mask(padded, height, width, size)
-            return crop(self._attend(padded, norm, tiling, mask), height, width)
-        return self._attend(x, norm, Tiling.cut_at_border(height, width, size))
+    def forward(self, x: Tensor, size: Size) -> Tensor:
+        """Attend within the windows of tokens (B, N, C) on a grid of `size` (H, W)."""
+        to_windows, is_inside, to_grid = window_indices(size, self.window_size, x.device)
+        windows = x.index_select(1, to_windows)  # (B, wn, C)
+        mask = None
+        if self.padding == 'mask':
+            mask = self._split(is_inside.repeat(x.shape[0]))[:, None, None]  # (Bw, 1, 1, n)
+        else:
+            windows = windows * is_inside[:, None]
+        qkv = self.qkv(self._split(windows.flatten(0, 1)))  # (Bw, n, 3hd)
+        q, k, v = rearrange(qkv, 'w n (three h d) -> three w h n d', three=3, h=self.num_heads)
+        out = attention(q, k, v, self.attn_drop, mask)  # (Bw, h, n, d)
+        out = self.drop(self.proj(rearrange(out, 'w h n d -> w n (h d)')))
+        out = out.flatten(0, 1).unflatten(0, (x.shape[0], to_windows.shape[0]))  # (B, wn, C)
+        return out.index_select(1, to_grid)
 
-    def _attend(
-        self, x: Tensor, norm: nn.LayerNorm | None, tiling: Tiling, mask: Tensor | None = None
-    ) -> Tensor:
-        """Attend within the windows of a map (B, H, W, C)."""
-        drop = self.attn_drop_rate if self.training else 0.0
-        attended = [
-            F.scaled_dot_product_attention(q, k, v, mask, dropout_p=drop)  # (w, h, n, d)
-            for q, k, v in norm_qkv(x.flatten(1, 2), norm, self.qkv, self.num_heads, tiling)
-        ]
-        return self.drop(self.proj(join_windows(attended, tiling))).view(x.shape)
+    def _split(self, rows: Tensor) -> Tensor:
+        """Split the rows (Bwn, ...) of all windows into windows (Bw, n, ...)."""
+        window_tokens = self.window_size**2
+        return rows.unflatten(0, (rows.shape[0] // window_tokens, window_tokens))
+
+    def fold_norm(self, norm: nn.Module) -> None:
+        """Move the affine part of the norm before this layer into it.
+
+        Not with padding `'zero'`: a shift of the tokens would not reach those of the padding.
+        """
+        if self.padding == 'mask':
+            fold_norm(norm, self.qkv)

@@ -1,11 +1,13 @@
-"""Cutting the tokens of a map into windows and putting them together again.
+"""Window attention with smaller windows at the border instead of padding and a mask.
 
-Where a side is no multiple of the window's, windows at the border are smaller: a map consists of up
-to four regions, each tiled by windows of one size. Their tokens are brought into one row, region by
-region and window by window, so that linear layers run once for all of them.
+Serves the branch `attn(norm(x), size)` with window padding `'mask'`. Attention under a mask equals
+attention among the tokens that are not masked. So a grid is cut into up to four regions, each tiled
+by windows of one size: the whole windows, and those that the right or the bottom border, or
+both, cut off. The tokens of all windows are gathered into the rows of one matrix, so that each
+linear layer runs once. Only the input is saved for the backward pass of norm and `qkv`.
 
-Legend: B batch, H x W = N tokens, C channels, R = BN rows, h heads, d channels a head, w windows of
-a region in all images, n tokens in a window.
+Legend: B batch, H x W = N tokens, C channels, R = BN rows, h heads, d channels per head, w windows
+of a region in all images, n tokens of a window.
 """
 
 from __future__ import annotations
@@ -18,18 +20,22 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from mmvit_backbones.layers.lean import is_traced
-from mmvit_backbones.layers.packed_linear import PackedLinear, can_pack
-from mmvit_backbones.layers.precision import compute_dtype, without_autocast
+from mmvit_backbones.kernels import operators
+from mmvit_backbones.kernels.autograd import compute_dtype, refuse_second_derivative
+from mmvit_backbones.kernels.expected import unexpected
+from mmvit_backbones.kernels.modes import COMPILE, is_static
+from mmvit_backbones.layers.attention import attention
+from mmvit_backbones.layers.precision import without_autocast
+from mmvit_backbones.layers.tokens import Size
+from mmvit_backbones.layers.window_attention import WindowAttention
 
 QKV = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Region:
-    """Part of a map that windows of one size tile, in tokens."""
+    """Part of a grid that windows of one size tile; all numbers in tokens."""
 
     top: int
     left: int
@@ -51,12 +57,12 @@ class Region:
 
 @dataclass(frozen=True)
 class Tiling:
-    """The windows of a map.
+    """The windows of a grid of tokens.
 
     Attributes:
-        height: Rows of the map.
-        width: Columns of the map.
-        regions: Its parts, row by row.
+        height: Rows of the grid.
+        width: Columns of the grid.
+        regions: Parts of the grid with windows of one size, row by row.
     """
 
     height: int
@@ -64,22 +70,17 @@ class Tiling:
     regions: tuple[Region, ...]
 
     @classmethod
-    def cut_at_border(cls, height: int, width: int, window_size: int) -> Tiling:
-        """Tile from the top left, with smaller windows where whole ones do not fit."""
+    def of_map(cls, height: int, width: int, window_size: int) -> Tiling:
+        """Tile a grid from the top left, with smaller windows where whole ones do not fit."""
         regions = [
             Region(top, left, region_height, region_width, window_height, window_width)
-            for top, region_height, window_height in _cut_side(height, window_size)
-            for left, region_width, window_width in _cut_side(width, window_size)
+            for top, region_height, window_height in _split_side(height, window_size)
+            for left, region_width, window_width in _split_side(width, window_size)
         ]
         return cls(height, width, tuple(regions))
 
-    @classmethod
-    def of_multiple(cls, height: int, width: int, window_size: int) -> Tiling:
-        """Tile a map whose sides are multiples of the window's."""
-        return cls(height, width, (Region(0, 0, height, width, window_size, window_size),))
-
     def view_windows(self, tokens: Tensor) -> list[Tensor]:
-        """View tokens (B, N, C) of a map as those of each region.
+        """View tokens (B, N, C) as the windows of each region.
 
         Returns:
             Tokens (B, rows of windows, windows in a row, rows, columns, C).
@@ -136,55 +137,63 @@ class Tiling:
         return tokens
 
 
-def _cut_side(size: int, window_size: int) -> list[tuple[int, int, int]]:
+def _split_side(size: int, window_size: int) -> list[tuple[int, int, int]]:
     """Return (start, length, side of its windows) of each part of a side."""
     whole = size - size % window_size
     parts = [(0, whole, window_size), (whole, size - whole, size - whole)]
     return [part for part in parts if part[1] > 0]
 
 
-def norm_qkv(
-    tokens: Tensor, norm: nn.LayerNorm | None, qkv: nn.Linear, num_heads: int, tiling: Tiling
+def refusal(
+    mode: str, x: Tensor, norm: nn.LayerNorm, layer: WindowAttention, size: Size
+) -> str | None:
+    """Return why the kernel does not serve a branch; None if it does."""
+    if reason := unexpected(nn.Linear, layer.qkv) or unexpected(nn.Dropout, layer.attn_drop):
+        return reason
+    if layer.padding != 'mask':
+        return 'tokens of the padding take part in attention'
+    return None if is_static(*size) else 'the graph is compiled for any size'
+
+
+def run(
+    mode: str,
+    x: Tensor,
+    norm: nn.LayerNorm,
+    layer: WindowAttention,
+    scale: Tensor | None,
+    residual: bool,
+    size: Size,
+) -> Tensor:
+    """Compute the branch `scale * layer(norm(x), size)` of tokens (B, N, C)."""
+    tiling = Tiling.of_map(*size, layer.window_size)
+    attended = [
+        attention(q, k, v, layer.attn_drop)  # (w, h, n, d)
+        for q, k, v in _norm_qkv(mode, x, norm, layer, tiling)
+    ]
+    out = layer.drop(layer.proj(_join_windows(mode, attended, tiling)))
+    out = out if scale is None else scale * out
+    return x + out if residual else out
+
+
+def _norm_qkv(
+    mode: str, x: Tensor, norm: nn.LayerNorm, layer: WindowAttention, tiling: Tiling
 ) -> list[QKV]:
-    """Make queries, keys and values of normed tokens, keeping only the tokens for backward.
-
-    Args:
-        tokens: Tokens of a map (B, N, C).
-        norm: Norm of C channels; None if the tokens are normed.
-        qkv: Linear layer from C to 3hd channels.
-        num_heads: Heads h.
-        tiling: Windows of the map.
-
-    Returns:
-        Queries, keys and values (w, h, n, d) of each region, views of one tensor.
-    """
-    if norm is not None and isinstance(qkv, PackedLinear) and can_pack(tokens):
-        rows = tiling.gather(norm(tokens), compute_dtype(tokens))
-        return tiling.split_qkv(qkv(rows), num_heads)
-    if norm is not None and not is_traced():
-        outputs = _NormQKV.apply(
-            tokens, norm.weight, norm.bias, norm.eps, qkv.weight, qkv.bias, num_heads, tiling
-        )
-        return [outputs[i : i + 3] for i in range(0, len(outputs), 3)]
-    if norm is not None:
-        tokens = norm(tokens)
-    rows = torch.cat([windows.flatten(0, -2) for windows in tiling.view_windows(tokens)])
-    return tiling.split_qkv(qkv(rows), num_heads)
+    """Return the queries, keys and values (w, h, n, d) of each region of tokens (B, N, C)."""
+    qkv, num_heads = layer.qkv, layer.num_heads
+    if mode == COMPILE:
+        windows = [part.flatten(0, -2) for part in tiling.view_windows(norm(x))]
+        return tiling.split_qkv(qkv(torch.cat(windows)), num_heads)
+    outputs = _NormQKV.apply(
+        x, norm.weight, norm.bias, norm.eps, qkv.weight, qkv.bias, num_heads, tiling
+    )
+    return [outputs[i : i + 3] for i in range(0, len(outputs), 3)]
 
 
-def join_windows(windows: Sequence[Tensor], tiling: Tiling) -> Tensor:
-    """Put the tokens of windows in their places.
-
-    Args:
-        windows: Tokens (w, h, n, d) of each region.
-        tiling: Windows of the map.
-
-    Returns:
-        Tokens of the map (B, N, hd).
-    """
-    if not is_traced():
+def _join_windows(mode: str, windows: Sequence[Tensor], tiling: Tiling) -> Tensor:
+    """Join the windows (w, h, n, d) of each region to tokens (B, N, hd)."""
+    if mode != COMPILE:
         return _JoinWindows.apply(tiling, *windows)
-    strips: dict[int, list[Tensor]] = {}  # regions that lie side by side
+    strips: dict[int, list[Tensor]] = {}  # regions of the same rows
     for part, region in zip(windows, tiling.regions, strict=True):
         strip = rearrange(
             part,
@@ -200,7 +209,11 @@ def join_windows(windows: Sequence[Tensor], tiling: Tiling) -> Tensor:
 
 
 class _NormQKV(torch.autograd.Function):
-    """Its results have gradients of their own, which autograd would bring together twice."""
+    """LayerNorm and `qkv` of all windows.
+
+    q, k and v are separate outputs, so that their gradients go straight into one buffer. Autograd
+    would concatenate them per region, then over regions.
+    """
 
     @staticmethod
     def forward(
@@ -228,8 +241,8 @@ class _NormQKV(torch.autograd.Function):
         return sum(tiling.split_qkv(qkv, num_heads), ())
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
         tokens, norm_weight, norm_bias, weight = ctx.saved_tensors
         tiling, dtype = ctx.tiling, ctx.dtype
         need_x, need_norm_weight, need_norm_bias, _, need_weight, need_bias, *_ = (
@@ -239,9 +252,7 @@ class _NormQKV(torch.autograd.Function):
         targets = sum(tiling.split_qkv(grad_rows, ctx.num_heads), ())
         for target, grad in zip(targets, grads, strict=True):
             target.copy_(grad)
-        normed, mean, rstd = torch.native_layer_norm(
-            tokens, tokens.shape[-1:], norm_weight, norm_bias, ctx.eps
-        )
+        normed, mean, rstd = operators.layer_norm(tokens, norm_weight, norm_bias, ctx.eps)
         grad_weight = grad_bias = None
         if need_weight:
             grad_weight = (grad_rows.t() @ tiling.gather(normed, dtype)).to(weight.dtype)
@@ -250,10 +261,9 @@ class _NormQKV(torch.autograd.Function):
             grad_bias = grad_rows.sum(0, dtype=weight.dtype)
         grad_normed = grad_rows @ weight.to(dtype)
         del grad_rows
-        grad_tokens, grad_norm_weight, grad_norm_bias = torch.ops.aten.native_layer_norm_backward(
+        grad_tokens, grad_norm_weight, grad_norm_bias = operators.layer_norm_backward(
             tiling.scatter(grad_normed, tokens.dtype),
             tokens,
-            tokens.shape[-1:],
             mean,
             rstd,
             norm_weight,
@@ -273,6 +283,8 @@ class _NormQKV(torch.autograd.Function):
 
 
 class _JoinWindows(torch.autograd.Function):
+    """Copies the windows of all regions into one tensor of tokens."""
+
     @staticmethod
     def forward(ctx: Any, tiling: Tiling, *windows: Tensor) -> Tensor:
         num_windows, num_heads, window_tokens, head_dims = windows[0].shape
@@ -286,8 +298,8 @@ class _JoinWindows(torch.autograd.Function):
         return tokens
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
         rows = ctx.tiling.gather(grad.contiguous(), grad.dtype)
         return None, *(
             rearrange(windows, 'w n (h d) -> w h n d', h=ctx.num_heads)

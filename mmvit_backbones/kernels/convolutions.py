@@ -1,0 +1,125 @@
+"""XCiT's convolutional stem and local patch interaction in fewer passes over the feature map.
+
+- Feature maps are in channels_last format, so that tokens are views of them.
+- A BatchNorm that uses its running statistics is folded into the weights of the convolution before
+  it. Gradients flow through the folding.
+- Without gradients, the GELU runs inside the convolution, where oneDNN computes it.
+- LayerScale is folded into the last convolution of its branch. Then the branch's output need not be
+  saved for the gradient of the scale.
+
+All but the fused GELU are operations that autograd and compilers record.
+
+Legend: B batch, C channels, H x W = N tokens or pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmvit_backbones.kernels.autograd import compute_dtype
+from mmvit_backbones.kernels.expected import unexpected
+from mmvit_backbones.kernels.modes import INFERENCE
+from mmvit_backbones.kernels.operators import HAS_CONV_GELU, conv_gelu, runs_on_onednn
+from mmvit_backbones.layers.conv_stem import ConvStem
+from mmvit_backbones.layers.folding import scaled_parameters
+from mmvit_backbones.layers.local_patch_interaction import LocalPatchInteraction
+from mmvit_backbones.layers.precision import at_least_float32, without_autocast
+from mmvit_backbones.layers.tokens import Size, to_map, to_tokens
+
+
+def stem_refusal(mode: str, stem: ConvStem, x: Tensor) -> str | None:
+    """Return why the kernel does not serve a stem; None if it does."""
+    layers = list(stem.proj)
+    reason = unexpected(nn.Sequential, *layers[::2]) or unexpected(nn.GELU, *layers[1::2])
+    return reason or unexpected(nn.Conv2d, *(next(layer.children()) for layer in layers[::2]))
+
+
+def run_stem(mode: str, stem: ConvStem, x: Tensor) -> tuple[Tensor, Size]:
+    """Compute the forward of `ConvStem`."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    layers = [layer for layer in stem.proj if isinstance(layer, nn.Sequential)]
+    for i, (conv, norm) in enumerate(layers):
+        x = _conv_norm(mode, x, conv, norm, activate=i < len(layers) - 1)
+    return to_tokens(x), (x.shape[2], x.shape[3])
+
+
+def interaction_refusal(
+    mode: str, x: Tensor, norm: nn.LayerNorm, layer: LocalPatchInteraction, size: Size
+) -> str | None:
+    """Return why the kernel does not serve a branch; None if it does."""
+    return unexpected(nn.Conv2d, layer.conv1, layer.conv2)
+
+
+def run_interaction(
+    mode: str,
+    x: Tensor,
+    norm: nn.LayerNorm,
+    layer: LocalPatchInteraction,
+    scale: Tensor | None,
+    residual: bool,
+    size: Size,
+) -> Tensor:
+    """Compute the branch `scale * layer(norm(x), size)` of tokens (B, N, C)."""
+    hidden = to_map(norm(x), size)
+    if layer.norm_first:
+        hidden = _conv_norm(mode, hidden, layer.conv1, layer.bn, activate=True)
+    else:
+        hidden = layer.bn(_conv_norm(mode, hidden, layer.conv1, None, activate=True))
+    conv = layer.conv2
+    weight, bias = (conv.weight, conv.bias) if scale is None else scaled_parameters(conv, scale)
+    out = to_tokens(conv._conv_forward(hidden, weight, bias))
+    return x + out if residual else out
+
+
+def _conv_norm(
+    mode: str, x: Tensor, conv: nn.Module, norm: nn.Module | None, activate: bool
+) -> Tensor:
+    """Convolve, normalize and optionally activate a feature map (B, C, H, W)."""
+    assert isinstance(conv, nn.Conv2d)
+    weight, bias = conv.weight, conv.bias
+    if isinstance(norm, _BatchNorm) and _is_constant(norm):
+        weight, bias = _fold(norm, weight, bias)
+        norm = None
+    dtype = compute_dtype(x)
+    fuses_gelu = (
+        mode == INFERENCE
+        and activate
+        and norm is None
+        and HAS_CONV_GELU
+        and conv.padding_mode == 'zeros'
+        and not isinstance(conv.padding, str)
+        and runs_on_onednn(x.device, dtype)
+    )
+    if fuses_gelu:
+        with without_autocast(x.device):
+            bias = None if bias is None else bias.to(dtype)
+            return conv_gelu(x.to(dtype), weight.to(dtype), bias, conv)
+    x = conv._conv_forward(x, weight, bias)
+    x = x if norm is None else norm(x)
+    return F.gelu(x) if activate else x
+
+
+def _is_constant(norm: nn.Module) -> bool:
+    """Whether a norm is a BatchNorm in evaluation mode, which does the same to every input."""
+    return isinstance(norm, _BatchNorm) and not norm.training and norm.running_mean is not None
+
+
+def _fold(norm: _BatchNorm, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the weight and bias of a convolution that does the work of the norm too.
+
+    Unlike those of `torch.nn.utils.fusion`, they carry gradients.
+    """
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = (at_least_float32(norm.running_var) + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    shift = -norm.running_mean if bias is None else bias - norm.running_mean
+    shift = shift * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias
+    dtype = weight.dtype
+    return (weight * scale.view(-1, 1, 1, 1)).to(dtype), shift.to(dtype)

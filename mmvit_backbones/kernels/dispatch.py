@@ -1,0 +1,204 @@
+"""Which kernel serves which layer, on which device, in which mode.
+
+A call of a `replaceable` reference arrives at `Dispatcher`. It looks up the reference's row in
+`TABLE` and runs the row's kernel, unless something speaks against it; then it runs the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from mmcv.cnn.bricks import DropPath
+from torch import Tensor, nn
+
+from mmvit_backbones.backbones.twins_svt import TwinsSVTBlock
+from mmvit_backbones.backbones.xcit import XCiTBlock
+from mmvit_backbones.kernels import (
+    attention,
+    convolutions,
+    gram_attention,
+    norm_mlp,
+    padding,
+    windows,
+)
+from mmvit_backbones.kernels.autograd import is_transformed
+from mmvit_backbones.kernels.expected import unexpected
+from mmvit_backbones.kernels.modes import COMPILE, EXPORT, INFERENCE, TRAINING, current_mode
+from mmvit_backbones.layers.attention import attention as attention_reference
+from mmvit_backbones.layers.conv_stem import ConvStem
+from mmvit_backbones.layers.cross_covariance_attention import CrossCovarianceAttention
+from mmvit_backbones.layers.local_patch_interaction import LocalPatchInteraction
+from mmvit_backbones.layers.mlp import MLP
+from mmvit_backbones.layers.plain import has_global_hooks, is_plain
+from mmvit_backbones.layers.tokens import crop, pad_to_multiple
+from mmvit_backbones.layers.window_attention import WindowAttention
+
+ALL_BUT_EXPORT = frozenset((TRAINING, INFERENCE, COMPILE))
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Another way to compute what a reference computes.
+
+    Attributes:
+        name: Name in `use(disable=...)` and in `explain`.
+        modes: When it may run.
+        run: Function of the mode and the arguments: the result.
+        refusal: Function of the mode and the arguments: why it does not serve them, None if it
+            does.
+    """
+
+    name: str
+    modes: frozenset[str]
+    run: Callable[..., Any]
+    refusal: Callable[..., str | None]
+
+
+class Branch(NamedTuple):
+    """Attributes of a block that make up a residual branch, `scale * layer(norm(x))`."""
+
+    norm: str
+    layer: str
+    scale: str | None = None
+
+
+BRANCHES: dict[Callable[..., Any], Branch] = {
+    TwinsSVTBlock.attend: Branch('norm1', 'attn'),
+    TwinsSVTBlock.feed_forward: Branch('norm2', 'mlp'),
+    XCiTBlock.attend: Branch('norm1', 'attn', 'gamma1'),
+    XCiTBlock.interact: Branch('norm3', 'local_mp', 'gamma3'),
+    XCiTBlock.feed_forward: Branch('norm2', 'mlp', 'gamma2'),
+}
+# By the class of the branch's layer. A kernel's functions get (mode, x, norm, layer), `run` also
+# (scale, residual) and what the layer takes besides x.
+BRANCH_KERNELS: dict[type[nn.Module], Kernel] = {
+    CrossCovarianceAttention: Kernel(
+        'gram_attention', ALL_BUT_EXPORT, gram_attention.run, gram_attention.refusal
+    ),
+    LocalPatchInteraction: Kernel(
+        'local_interaction',
+        ALL_BUT_EXPORT,
+        convolutions.run_interaction,
+        convolutions.interaction_refusal,
+    ),
+    MLP: Kernel('norm_mlp', ALL_BUT_EXPORT, norm_mlp.run, norm_mlp.refusal),
+    WindowAttention: Kernel('windows', ALL_BUT_EXPORT, windows.run, windows.refusal),
+}
+# By the reference itself. A kernel's functions get (mode, *arguments).
+FUNCTION_KERNELS: dict[Callable[..., Any], Kernel] = {
+    ConvStem.forward: Kernel(
+        'conv_stem', ALL_BUT_EXPORT, convolutions.run_stem, convolutions.stem_refusal
+    ),
+    attention_reference: Kernel(
+        'fused_attention', ALL_BUT_EXPORT | {EXPORT}, attention.run, attention.refusal
+    ),
+    pad_to_multiple: Kernel('pad', ALL_BUT_EXPORT, padding.run_pad, padding.pad_refusal),
+    crop: Kernel('crop', ALL_BUT_EXPORT, padding.run_crop, padding.crop_refusal),
+}
+KERNELS = tuple(k.name for k in (*BRANCH_KERNELS.values(), *FUNCTION_KERNELS.values()))
+
+
+class Choice(NamedTuple):
+    """What a call runs.
+
+    Attributes:
+        function: The replaceable function that was called.
+        module: The layer, or the module that the reference belongs to; None for a function.
+        kernel: The kernel that runs; None for the reference.
+        reason: Why no kernel runs; empty if one does.
+    """
+
+    function: Callable[..., Any]
+    module: nn.Module | None
+    kernel: Kernel | None
+    reason: str
+
+
+class Dispatcher:
+    """Chooses between kernels and references; installed in `mmvit_backbones.layers.seam`.
+
+    Args:
+        disabled: Names of kernels that never run.
+        record: List to append each choice to.
+    """
+
+    def __init__(self, disabled: Iterable[str] = (), record: list[Choice] | None = None) -> None:
+        self.disabled = frozenset(disabled)
+        self.record = record
+
+    def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
+        mode = current_mode()
+        branch = BRANCHES.get(function)
+        if branch is not None:
+            choice = self._choose_for_branch(mode, function, branch, args)
+        else:
+            choice = self._choose(mode, function, args)
+        if self.record is not None:
+            self.record.append(choice)
+        if choice.kernel is None:
+            return function.__wrapped__(*args)  # type: ignore[attr-defined]
+        if branch is not None:
+            return _run_branch(mode, choice.kernel, branch, *args)
+        return choice.kernel.run(mode, *args)
+
+    def _choose_for_branch(
+        self, mode: str, function: Callable[..., Any], branch: Branch, args: tuple[Any, ...]
+    ) -> Choice:
+        block, x = args[:2]
+        norm, layer = getattr(block, branch.norm), getattr(block, branch.layer)
+        kernel = BRANCH_KERNELS.get(type(layer))
+        if kernel is None:
+            return Choice(function, layer, None, 'there is no kernel for this layer')
+        reason = self._general_refusal(mode, kernel, x, (block.drop_path, norm, layer))
+        reason = (
+            reason
+            or unexpected(nn.LayerNorm, norm)
+            or unexpected(DropPath, block.drop_path)
+            or kernel.refusal(mode, x, norm, layer, *args[2:])
+        )
+        return Choice(function, layer, None if reason else kernel, reason or '')
+
+    def _choose(self, mode: str, function: Callable[..., Any], args: tuple[Any, ...]) -> Choice:
+        kernel = FUNCTION_KERNELS[function]
+        modules = tuple(arg for arg in args if isinstance(arg, nn.Module))
+        x = next(arg for arg in args if not isinstance(arg, nn.Module))
+        reason = self._general_refusal(mode, kernel, x, modules)
+        reason = reason or kernel.refusal(mode, *args)
+        return Choice(
+            function, modules[0] if modules else None, None if reason else kernel, reason or ''
+        )
+
+    def _general_refusal(
+        self, mode: str, kernel: Kernel, x: Any, modules: tuple[nn.Module, ...]
+    ) -> str | None:
+        """Return what speaks against any kernel; `modules` are those it would not call."""
+        if kernel.name in self.disabled:
+            return 'the kernel is disabled'
+        if mode not in kernel.modes:
+            return f'the kernel does not run in mode {mode}'
+        if mode != COMPILE and is_transformed():
+            return 'a forward-mode derivative or a torch.func transform is active'
+        if type(x) is not Tensor and type(x) is not nn.Parameter:
+            return f'the input is a {type(x).__name__}'
+        if has_global_hooks():
+            return 'a hook is registered for all modules'
+        if not all(map(is_plain, modules)):
+            return (
+                'a module has a hook, is a subclass, or holds parameters that are no plain tensors'
+            )
+        return None
+
+
+def _run_branch(
+    mode: str, kernel: Kernel, branch: Branch, block: Any, x: Tensor, *args: Any
+) -> Tensor:
+    """Return `x + drop_path(scale * layer(norm(x)))` by a kernel."""
+    scale = None if branch.scale is None else getattr(block, branch.scale)
+    scale = scale if isinstance(scale, Tensor) else None  # 1.0 once it is folded
+    drops = block.training and block.drop_path.drop_prob > 0
+    out = kernel.run(
+        mode, x, getattr(block, branch.norm), getattr(block, branch.layer), scale, not drops, *args
+    )
+    return x + block.drop_path(out) if drops else out

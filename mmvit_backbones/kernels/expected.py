@@ -1,0 +1,21 @@
+"""Whether the modules of a layer are those that its kernel knows.
+
+A user may have replaced one by another of PyTorch's own.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def unexpected(kind: type[nn.Module], *modules: nn.Module) -> str | None:
+    """Return a message about the first module that is not exactly of a class; None if all are."""
+    for module in modules:
+        if type(module) is not kind:
+            return f'a module is a {type(module).__name__}, not a {kind.__name__}'
+    return None
+
+
+def without_bias(*layers: nn.Linear) -> str | None:
+    """Return a message if a linear layer has no bias; None if all have one."""
+    return 'a linear layer has no bias' if any(layer.bias is None for layer in layers) else None

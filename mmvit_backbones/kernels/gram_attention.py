@@ -1,0 +1,393 @@
+"""Cross-covariance attention without queries, keys and values.
+
+Serves the branch `scale * attn(norm(x))` of XCiT (arXiv 2106.09681, section 3.2). Let X (N, C) be
+the normalized tokens of an image, S = X^T X their Gram matrix, m = X^T 1 their sums, and W, b the
+weights and biases of queries and keys. Then
+
+    P      = W S + b m^T,    p = W m + N b
+    K      = P W^T + p b^T,  the products of all queries and keys over all tokens
+    output = X (W_proj A W_v)^T + (W_proj A b_v + b_proj)^T
+
+where the attention weights A of each head come from K: its products of queries with keys, divided
+by the lengths on its diagonal. X is multiplied only by itself and by one (C, C) matrix per image.
+That takes 2NC^2 multiply-adds instead of 4NC^2 + 2NCd. The products of (C, C) matrices that it
+takes besides pay from about N = 1.6C on, or N = 1.2C with a backward pass. The only tensor of N
+tokens saved for backward is the input.
+
+Legend: B batch, N tokens, C channels, h heads, d channels per head, D = hd. The batch dimension
+follows the channels, (h, d, B, ...): one product serves the whole batch and sums over it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmvit_backbones.kernels import operators
+from mmvit_backbones.kernels.autograd import compute_dtype, refuse_second_derivative
+from mmvit_backbones.kernels.expected import unexpected, without_bias
+from mmvit_backbones.kernels.modes import COMPILE, INFERENCE, is_static
+from mmvit_backbones.layers.cross_covariance_attention import MIN_LENGTH, CrossCovarianceAttention
+from mmvit_backbones.layers.folding import scaled_parameters
+from mmvit_backbones.layers.precision import at_least_float32, without_autocast
+
+# Relative cost of an fp32 and a bf16 multiply-add on a CPU with native bf16, fitted to the measured
+# crossover of the two forms.
+FULL_PRECISION_COST = 1.7
+# A CPU computes the Gram matrix by blocks. Narrower blocks are slower, more of them save little.
+MAX_BLOCKS = 3
+MIN_BLOCK_CHANNELS = 64
+MIN_SQUARED_LENGTH = MIN_LENGTH**2
+
+
+def refusal(
+    mode: str, x: Tensor, norm: nn.LayerNorm, layer: CrossCovarianceAttention
+) -> str | None:
+    """Return why the kernel does not serve a branch; None if it does.
+
+    It compares multiply-adds: per token, and per image for the products of (C, C) matrices.
+    """
+    if reason := (
+        unexpected(nn.Linear, layer.qkv, layer.proj)
+        or unexpected(nn.Dropout, layer.attn_drop, layer.drop)
+        or without_bias(layer.proj)
+    ):
+        return reason
+    num_tokens, dims = x.shape[1:]
+    is_reduced = compute_dtype(x).itemsize < 4
+    if is_reduced and x.device.type != 'cpu':
+        return 'the Gram matrix needs full precision, which is slow on this device'
+    if not is_static(num_tokens):
+        return None  # one form has to serve any number of tokens
+    inner_dims = layer.proj.in_features
+    head_dims = inner_dims // layer.num_heads
+    full = FULL_PRECISION_COST if is_reduced else 1.0
+    direct_per_token = 4 * inner_dims * dims + 2 * inner_dims * head_dims
+    gram_per_token = (1 + full) * dims**2
+    gram_per_image = full * inner_dims * dims * (3 * dims + 5 * head_dims)
+    if torch.is_grad_enabled():  # and the backward pass
+        direct_per_token += 2 * direct_per_token
+        gram_per_token += (2 + full) * dims**2
+        gram_per_image += full * inner_dims * dims * (4 * dims + 11 * head_dims)
+    if num_tokens * (direct_per_token - gram_per_token) > gram_per_image:
+        return None
+    return f'{num_tokens} tokens are too few, the direct form is cheaper'
+
+
+def run(
+    mode: str,
+    x: Tensor,
+    norm: nn.LayerNorm,
+    layer: CrossCovarianceAttention,
+    scale: Tensor | None,
+    residual: bool,
+) -> Tensor:
+    """Compute the branch `scale * layer(norm(x))` of tokens (B, N, C), plus `x` if `residual`."""
+    proj = layer.proj
+    weight, bias = (proj.weight, proj.bias) if scale is None else scaled_parameters(proj, scale)
+    assert bias is not None
+    drops = layer.training and max(layer.attn_drop.p, layer.drop.p) > 0
+    if mode == COMPILE or drops:
+        out = _recorded(norm(x), layer, weight, bias)
+        return x + out if residual else out
+    return _GramAttention.apply(
+        x,
+        norm.weight,
+        norm.bias,
+        norm.eps,
+        *_by_head(layer),
+        at_least_float32(layer.temperature),
+        at_least_float32(weight),
+        at_least_float32(bias),
+        compute_dtype(x),
+        residual,
+        mode == INFERENCE,
+    )
+
+
+def _recorded(
+    tokens: Tensor, layer: CrossCovarianceAttention, weight: Tensor, bias: Tensor
+) -> Tensor:
+    """Attend between the channels of normalized tokens by operations that autograd records."""
+    with without_autocast(tokens.device):
+        qk_weight, v_weight, qk_bias, v_bias = _by_head(layer)
+        attended = attend(tokens, qk_weight, qk_bias, at_least_float32(layer.temperature))
+        values, shift = mix_values(layer.attn_drop(attended.weights), v_weight, v_bias)
+        mixing, offset = project(values, shift, at_least_float32(weight), at_least_float32(bias))
+    offset = offset[:, None].to(tokens.dtype)
+    return layer.drop(torch.baddbmm(offset, tokens, mixing.transpose(1, 2)))
+
+
+def _by_head(layer: CrossCovarianceAttention) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the weights (h, 2d, C), (h, d, C) and biases (h, 2d, 1), (h, d, 1) of qk and v."""
+    weight = at_least_float32(layer.qkv.weight)
+    if layer.qkv.bias is None:
+        bias = weight.new_zeros(len(weight))
+    else:
+        bias = at_least_float32(layer.qkv.bias)
+    weights = weight.unflatten(0, (3, layer.num_heads, -1))
+    biases = bias.unflatten(0, (3, layer.num_heads, -1))[..., None]
+    qk_weight, qk_bias = (t[:2].transpose(0, 1).flatten(1, 2) for t in (weights, biases))
+    return qk_weight, weights[2], qk_bias, biases[2]
+
+
+class Attended(NamedTuple):
+    """Attention weights and what they were made of.
+
+    Attributes:
+        weights: A (h, d, B, d), queries first; sums over the last dimension are 1.
+        cosines: Cosines of queries and keys (h, d, B, d).
+        squared_lengths: Those of queries and keys over all tokens (h, B, 2d).
+        projected: P (h, 2dB, C).
+        projected_sums: p (h, 2dB, 1).
+    """
+
+    weights: Tensor
+    cosines: Tensor
+    squared_lengths: Tensor
+    projected: Tensor
+    projected_sums: Tensor
+
+
+def attend(
+    tokens: Tensor, weight: Tensor, bias: Tensor, temperature: Tensor, by_blocks: bool = False
+) -> Attended:
+    """Compute the attention weights in fp32 at least.
+
+    Args:
+        tokens: Normalized tokens (B, N, C).
+        weight: W (h, 2d, C).
+        bias: b (h, 2d, 1).
+        temperature: Factors (h, 1, 1).
+        by_blocks: Compute the Gram matrix by blocks, which autograd cannot record.
+    """
+    tokens = at_least_float32(tokens)
+    batch_size, num_tokens, dims = tokens.shape
+    num_heads, twice_head_dims, _ = weight.shape
+    num_rows = twice_head_dims * batch_size
+    gram = _gram_by_blocks(tokens) if by_blocks else tokens.transpose(1, 2) @ tokens  # (B, C, C)
+    gram = gram.transpose(0, 1).reshape(dims, batch_size * dims)  # (C, BC)
+    sums = tokens.sum(dim=1)  # (B, C)
+    all_weights, all_biases = weight.flatten(0, 1), bias.flatten(0, 1)  # (2D, C), (2D, 1)
+    projected = torch.addmm(all_biases * sums.flatten(), all_weights, gram)  # (2D, BC)
+    projected = projected.view(num_heads, num_rows, dims)
+    projected_sums = torch.addmm(num_tokens * all_biases, all_weights, sums.t())  # (2D, B)
+    projected_sums = projected_sums.view(num_heads, num_rows, 1)
+    products = torch.baddbmm(
+        projected_sums * bias.transpose(1, 2), projected, weight.transpose(1, 2)
+    )  # (h, 2dB, 2d)
+    products = products.view(num_heads, twice_head_dims, batch_size, twice_head_dims)
+    squared_lengths = products.diagonal(dim1=1, dim2=3)
+    q_inverse, k_inverse = inverse_lengths(squared_lengths)
+    head_dims = twice_head_dims // 2
+    cosines = products[:, :head_dims, :, head_dims:] * q_inverse * k_inverse
+    weights = (cosines * temperature[..., None]).softmax(dim=-1)
+    return Attended(weights, cosines, squared_lengths, projected, projected_sums)
+
+
+def _gram_by_blocks(tokens: Tensor) -> Tensor:
+    """Return X^T X (B, C, C) of tokens (B, N, C); blocks below the diagonal are mirrored."""
+    batch_size, _, dims = tokens.shape
+    gram = tokens.new_empty(batch_size, dims, dims)
+    width = -(-dims // max(1, min(MAX_BLOCKS, dims // MIN_BLOCK_CHANNELS)))
+    for start in range(0, dims, width):
+        block, rest = slice(start, start + width), slice(start, None)
+        torch.bmm(tokens[..., block].transpose(1, 2), tokens[..., rest], out=gram[:, block, rest])
+        gram[:, block, :start] = gram[:, :start, block].transpose(1, 2)
+    return gram
+
+
+def inverse_lengths(squared_lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Return one over the lengths of queries (h, d, B, 1) and of keys (h, 1, B, d)."""
+    q_inverse, k_inverse = squared_lengths.clamp_min(MIN_SQUARED_LENGTH).rsqrt().chunk(2, dim=-1)
+    return q_inverse.transpose(1, 2)[..., None], k_inverse[:, None]
+
+
+def mix_values(weights: Tensor, v_weight: Tensor, v_bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Return A W_v (D, BC) and A b_v (D, B)."""
+    num_heads, head_dims, batch_size, _ = weights.shape
+    rows = weights.flatten(1, 2)  # (h, dB, d)
+    inner_dims, dims = num_heads * head_dims, v_weight.shape[2]
+    values = (rows @ v_weight).view(inner_dims, batch_size * dims)
+    return values, (rows @ v_bias).view(inner_dims, batch_size)
+
+
+def project(values: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Return W_proj A W_v (B, C, C) and W_proj A b_v + b_proj (B, C)."""
+    mixing = (weight @ values).view(len(weight), shift.shape[1], len(weight))
+    return mixing.transpose(0, 1), torch.addmm(bias, shift.t(), weight.t())
+
+
+class _GramAttention(torch.autograd.Function):
+    """The branch with a backward pass of its own, which saves the input and small matrices."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        norm_weight: Tensor | None,
+        norm_bias: Tensor | None,
+        eps: float,
+        qk_weight: Tensor,
+        v_weight: Tensor,
+        qk_bias: Tensor,
+        v_bias: Tensor,
+        temperature: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        dtype: torch.dtype,
+        residual: bool,
+        by_blocks: bool,
+    ) -> Tensor:
+        with without_autocast(x.device):
+            tokens = F.layer_norm(x, x.shape[2:], norm_weight, norm_bias, eps)
+            attended = attend(
+                tokens, qk_weight, qk_bias, temperature, by_blocks and x.device.type == 'cpu'
+            )
+            values = mix_values(attended.weights, v_weight, v_bias)
+            mixing, offset = project(*values, weight, bias)
+            tokens, mixing, offset = tokens.to(dtype), mixing.to(dtype), offset[:, None].to(dtype)
+            if residual and x.dtype == dtype:
+                out = x + offset
+                torch.baddbmm(out, tokens, mixing.transpose(1, 2), out=out)
+            else:
+                out = torch.baddbmm(offset, tokens, mixing.transpose(1, 2))
+                out = x + out if residual else out
+        ctx.save_for_backward(
+            x,
+            norm_weight,
+            norm_bias,
+            qk_weight,
+            v_weight,
+            qk_bias,
+            v_bias,
+            temperature,
+            weight,
+            mixing,
+            *attended,
+        )
+        ctx.eps, ctx.dtype, ctx.residual = eps, dtype, residual
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
+        x, norm_weight, norm_bias, qk_weight, v_weight, qk_bias, v_bias, *rest = ctx.saved_tensors
+        temperature, weight, mixing, *parts = rest
+        attended = Attended(*parts)
+        with without_autocast(x.device):
+            tokens, mean, rstd = operators.layer_norm(x, norm_weight, norm_bias, ctx.eps)
+            branch_grad = grad.to(ctx.dtype)
+            grad_mixing = branch_grad.transpose(1, 2) @ tokens.to(ctx.dtype)  # (B, C, C)
+            grad_offset = branch_grad.sum(1, dtype=weight.dtype)  # (B, C)
+            grad_weights, grad_v_weight, grad_v_bias, grad_weight = _mixing_backward(
+                at_least_float32(grad_mixing), grad_offset, attended, v_weight, v_bias, weight
+            )
+            grad_products, grad_temperature = _weights_backward(grad_weights, attended, temperature)
+            grad_gram, grad_sums = _gram_backward(grad_products, qk_weight, qk_bias, len(x))
+            transposed = grad_products.transpose(1, 2)
+            grad_tokens = torch.baddbmm(grad_sums[:, None], at_least_float32(tokens), grad_gram)
+            if ctx.dtype == grad_tokens.dtype:
+                torch.baddbmm(grad_tokens, branch_grad, mixing, out=grad_tokens)
+            else:
+                grad_tokens += branch_grad @ mixing
+            grad_x, grad_norm_weight, grad_norm_bias = operators.layer_norm_backward(
+                grad_tokens.to(x.dtype),
+                x,
+                mean,
+                rstd,
+                norm_weight,
+                norm_bias,
+                (True, norm_weight is not None, norm_bias is not None),
+            )
+            if ctx.residual:
+                grad_x += grad
+            return (
+                grad_x,
+                grad_norm_weight,
+                grad_norm_bias,
+                None,
+                transposed @ attended.projected,
+                grad_v_weight,
+                transposed @ attended.projected_sums,
+                grad_v_bias,
+                grad_temperature,
+                grad_weight,
+                grad_offset.sum(0),
+                None,
+                None,
+                None,
+            )
+
+
+# K is quadratic in W and in X. With H the gradient of K plus its transpose, the gradients are H P
+# of W, H p of b and X W^T H W + 1 b^T H W of X.
+
+
+def _mixing_backward(
+    grad_mixing: Tensor,
+    grad_offset: Tensor,
+    attended: Attended,
+    v_weight: Tensor,
+    v_bias: Tensor,
+    weight: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of the attention weights, of v's weight and bias, and of W_proj."""
+    num_heads, head_dims, dims = v_weight.shape
+    batch_size = len(grad_offset)
+    num_rows = head_dims * batch_size
+    values, shift = mix_values(attended.weights, v_weight, v_bias)
+    grad_mixing = grad_mixing.transpose(0, 1).reshape(dims, batch_size * dims)  # (C, BC)
+    grad_weight = torch.addmm(grad_mixing @ values.t(), grad_offset.t(), shift.t())
+    grad_values = (weight.t() @ grad_mixing).view(num_heads, num_rows, dims)
+    grad_shift = (weight.t() @ grad_offset.t()).view(num_heads, num_rows, 1)
+    grad_weights = torch.baddbmm(
+        grad_shift * v_bias.transpose(1, 2), grad_values, v_weight.transpose(1, 2)
+    )
+    columns = attended.weights.flatten(1, 2).transpose(1, 2)  # (h, d, dB)
+    return (
+        grad_weights.view(attended.weights.shape),
+        columns @ grad_values,
+        columns @ grad_shift,
+        grad_weight,
+    )
+
+
+def _weights_backward(
+    grad_weights: Tensor, attended: Attended, temperature: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return H (h, 2dB, 2d) and the gradient of the temperature."""
+    weights, cosines, squared_lengths, *_ = attended
+    grad_logits = grad_weights * weights
+    grad_logits -= grad_logits.sum(-1, keepdim=True) * weights
+    grad_temperature = (grad_logits * cosines).sum((1, 2, 3)).view(temperature.shape)
+    grad_cosines = grad_logits * temperature[..., None]
+    q_inverse, k_inverse = inverse_lengths(squared_lengths)
+    num_heads, head_dims, batch_size, _ = weights.shape
+    symmetric = weights.new_zeros(num_heads, 2 * head_dims, batch_size, 2 * head_dims)
+    grad_products = symmetric[:, :head_dims, :, head_dims:]
+    torch.mul(grad_cosines * q_inverse, k_inverse, out=grad_products)
+    symmetric[:, head_dims:, :, :head_dims] = grad_products.transpose(1, 3)
+    # Diagonal of H, the gradient of the squared lengths. A length divides all cosines of its row or
+    # column. A diagonal entry counts twice in K plus its transpose.
+    weighted = grad_cosines * cosines
+    grad_lengths = torch.cat((weighted.sum(3).transpose(1, 2), weighted.sum(1)), dim=-1)
+    grad_lengths = grad_lengths / squared_lengths  # (h, B, 2d)
+    grad_lengths = grad_lengths.masked_fill(squared_lengths < MIN_SQUARED_LENGTH, 0)
+    symmetric.diagonal(dim1=1, dim2=3).copy_(-grad_lengths)
+    return symmetric.flatten(1, 2), grad_temperature
+
+
+def _gram_backward(
+    grad_products: Tensor, weight: Tensor, bias: Tensor, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """Return W^T H W (B, C, C) and b^T H W (B, C) from H (h, 2dB, 2d)."""
+    all_weights = weight.flatten(0, 1)  # (2D, C)
+    twice_inner_dims, dims = all_weights.shape
+    rows = (grad_products @ weight).view(twice_inner_dims, batch_size * dims)
+    bias_rows = (grad_products @ bias).view(twice_inner_dims, batch_size)
+    grad_gram = (all_weights.t() @ rows).view(dims, batch_size, dims)
+    return grad_gram.transpose(0, 1), bias_rows.t() @ all_weights

@@ -1,0 +1,40 @@
+"""What a call is for: training, inference, or a graph that is compiled or exported."""
+
+from __future__ import annotations
+
+import torch
+
+TRAINING, INFERENCE, COMPILE, EXPORT = 'training', 'inference', 'compile', 'export'
+EAGER = frozenset((TRAINING, INFERENCE))
+
+try:
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+except ImportError:  # before 2.4
+    has_static_value = None  # type: ignore[assignment]
+
+
+def current_mode() -> str:
+    """Return what the operations of this moment are for."""
+    if torch.jit.is_tracing() or _is_exporting():
+        return EXPORT
+    if _is_compiling():
+        return COMPILE
+    return TRAINING if torch.is_grad_enabled() else INFERENCE
+
+
+def _is_compiling() -> bool:
+    if hasattr(torch.compiler, 'is_compiling'):  # since 2.2
+        return torch.compiler.is_compiling()
+    return torch._dynamo.is_compiling()
+
+
+def _is_exporting() -> bool:
+    # Before 2.7, an export cannot be told from a compilation.
+    return torch.compiler.is_exporting() if hasattr(torch.compiler, 'is_exporting') else False
+
+
+def is_static(*sizes: int) -> bool:
+    """Whether these sizes are fixed: eager, or a graph that is compiled for them alone."""
+    if has_static_value is None:
+        return all(isinstance(size, int) for size in sizes)
+    return all(has_static_value(size) for size in sizes)

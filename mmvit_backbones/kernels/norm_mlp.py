@@ -1,0 +1,294 @@
+"""LayerNorm and MLP in one operator that saves only its input for backward.
+
+Serves the branch `scale * mlp(norm(x))`. LayerNorm and GELU are recomputed in backward, and so is
+the hidden activation where C is small. On a CPU the operator goes through its tokens in chunks: the
+hidden activation of a detection image is larger than the blocks that a C library keeps between two
+allocations, and to get it from the system anew costs more than the GELU. That holds in graphs that
+are compiled for a CPU too, so there it stays one operator. The sums are those of the layers.
+
+Legend: R rows (tokens of all images), C channels, D hidden channels.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmvit_backbones.kernels import operators
+from mmvit_backbones.kernels.autograd import compute_dtype, refuse_second_derivative
+from mmvit_backbones.kernels.expected import unexpected, without_bias
+from mmvit_backbones.kernels.modes import COMPILE
+from mmvit_backbones.layers.folding import scaled_parameters
+from mmvit_backbones.layers.mlp import MLP
+from mmvit_backbones.layers.precision import without_autocast
+
+# glibc returns every allocation above 32 MiB to the system; half of it leaves room for the rest.
+CHUNK_BYTES = 2**24
+# At C >= 256 the hidden activation is saved rather than recomputed. Recomputing one value costs 2C
+# FLOPs, which for smaller C is no slower than loading it.
+MIN_CHANNELS_TO_SAVE_HIDDEN = 256
+
+
+def refusal(mode: str, x: Tensor, norm: nn.LayerNorm, layer: MLP) -> str | None:
+    """Return why the kernel does not serve a branch; None if it does."""
+    if not operators.HAS_CUSTOM_OPS:
+        return 'this PyTorch has no torch.library.custom_op'
+    if reason := (
+        unexpected(nn.Linear, layer.fc1, layer.fc2)
+        or unexpected(nn.Dropout, layer.drop)
+        or without_bias(layer.fc1, layer.fc2)
+    ):
+        return reason
+    if layer.training and layer.drop.p > 0:
+        return 'dropout is active'
+    if mode == COMPILE and x.device.type != 'cpu':
+        return 'compilers fuse these layers on this device'
+    return None
+
+
+def run(
+    mode: str,
+    x: Tensor,
+    norm: nn.LayerNorm,
+    layer: MLP,
+    scale: Tensor | None,
+    residual: bool,
+) -> Tensor:
+    """Compute the branch `scale * layer(norm(x))` of tokens (..., C), plus `x` if `residual`."""
+    fc1, fc2 = layer.fc1, layer.fc2
+    weight2, bias2 = (fc2.weight, fc2.bias) if scale is None else scaled_parameters(fc2, scale)
+    out, _ = norm_mlp(
+        x,
+        norm.weight,
+        norm.bias,
+        norm.eps,
+        fc1.weight,
+        fc1.bias,
+        weight2,
+        bias2,
+        compute_dtype(x),
+        torch.is_grad_enabled() and x.shape[-1] >= MIN_CHANNELS_TO_SAVE_HIDDEN,
+        residual,
+    )
+    return out
+
+
+def chunk_sizes(rows: Tensor, bytes_per_row: int) -> list[int]:
+    """Split rows into chunks of about equal size: small ones on a CPU, a single one elsewhere.
+
+    Args:
+        rows: Tokens (R, C).
+        bytes_per_row: Memory of the hidden activation of one row.
+
+    Returns:
+        Number of rows of each chunk.
+    """
+    count = -(-len(rows) * bytes_per_row // CHUNK_BYTES) if rows.device.type == 'cpu' else 1
+    count = max(min(count, len(rows)), 1)
+    return [len(rows) // count + (i < len(rows) % count) for i in range(count)]
+
+
+class _Scratch(threading.local):
+    """Scratch buffer of each thread, reused across calls because large allocations are slow."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    def borrow(self, shape: tuple[int, ...], dtype: torch.dtype, like: Tensor) -> Tensor:
+        """Return uninitialized memory on the device of a tensor."""
+        if like.device.type != 'cpu':
+            return like.new_empty(shape, dtype=dtype)
+        num_bytes = prod(shape) * dtype.itemsize
+        if len(self._memory) < num_bytes:
+            with torch.inference_mode(False):  # or it could not be written to outside of that mode
+                self._memory = torch.empty(num_bytes, dtype=torch.uint8)
+        return self._memory[:num_bytes].view(dtype).view(shape)
+
+
+_scratch = _Scratch()
+
+
+def _forward(
+    x: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    bias2: Tensor,
+    dtype: torch.dtype,
+    save_hidden: bool,
+    residual: bool,
+) -> tuple[Tensor, Tensor]:
+    """Compute the branch in a dtype; also returns `fc1`'s output (R, D) if `save_hidden`."""
+    saved = x.new_empty(x.shape[:-1].numel() if save_hidden else 0, len(weight1), dtype=dtype)
+    weight1, bias1, weight2, bias2 = (t.to(dtype) for t in (weight1, bias1, weight2, bias2))
+    rows = x.flatten(0, -2)  # (R, C)
+    # A fresh tensor, not a view of a matrix, so that the caller may add to it in place.
+    out = x.new_empty(x.shape, dtype=x.dtype if residual else dtype)
+    sizes = chunk_sizes(rows, len(weight1) * dtype.itemsize)
+    # In fp32, separate operations on a chunk in the cache are as fast as the fused one.
+    fuses_gelu = (
+        dtype == torch.bfloat16
+        and not save_hidden
+        and operators.HAS_LINEAR_GELU
+        and operators.runs_on_onednn(x.device, dtype)
+    )
+    buffer = _scratch.borrow((0 if fuses_gelu else max(sizes), len(weight1)), dtype, x)
+    saved_chunks = saved.split(sizes) if save_hidden else [None] * len(sizes)
+    chunks = zip(rows.split(sizes), out.view(rows.shape).split(sizes), saved_chunks, strict=True)
+    with without_autocast(x.device):
+        for chunk, out_chunk, saved_chunk in chunks:
+            normed = F.layer_norm(chunk, chunk.shape[1:], norm_weight, norm_bias, eps).to(dtype)
+            if fuses_gelu:
+                hidden = operators.linear_gelu(normed, weight1, bias1)
+            else:
+                hidden = buffer[: len(normed)]  # (rows of the chunk, D)
+                before_gelu = hidden if saved_chunk is None else saved_chunk
+                torch.addmm(bias1, normed, weight1.t(), out=before_gelu)
+                operators.gelu(before_gelu, out=hidden)
+            if not residual:
+                torch.addmm(bias2, hidden, weight2.t(), out=out_chunk)
+            elif x.dtype == dtype:
+                torch.add(chunk, bias2, out=out_chunk).addmm_(hidden, weight2.t())
+            else:
+                torch.add(chunk, torch.addmm(bias2, hidden, weight2.t()), out=out_chunk)
+    return out, saved
+
+
+def _backward(
+    grad: Tensor,
+    x: Tensor,
+    saved: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    weight1: Tensor,
+    bias1: Tensor,
+    weight2: Tensor,
+    dtype: torch.dtype,
+    residual: bool,
+    needed: Sequence[bool],
+) -> list[Tensor]:
+    """Compute the gradients of the branch's seven tensors, empty ones for those not needed."""
+    need_x, need_norm_weight, need_norm_bias, *need_linear = needed
+    need_weight1, need_bias1, need_weight2, need_bias2 = need_linear
+    rows = x.flatten(0, -2)
+    grad_rows = grad.reshape(rows.shape).to(dtype)
+    param_dtype = weight1.dtype
+    grad_weight1 = grad_bias1 = grad_weight2 = None
+    grad_bias2 = grad_rows.sum(0, dtype=weight2.dtype) if need_bias2 else None
+    weight1, bias1, weight2 = weight1.to(dtype), bias1.to(dtype), weight2.to(dtype)
+    sizes = chunk_sizes(rows, len(weight1) * dtype.itemsize)
+    buffers = _scratch.borrow((2, max(sizes), len(weight1)), dtype, x)
+    normed, mean, rstd = operators.layer_norm(rows, norm_weight, norm_bias, eps)
+    grad_normed = torch.empty_like(rows, dtype=dtype)
+    saved_chunks = saved.split(sizes) if len(saved) else [None] * len(sizes)
+    for normed_chunk, grad_chunk, grad_normed_chunk, before_gelu in zip(
+        normed.split(sizes),
+        grad_rows.split(sizes),
+        grad_normed.split(sizes),
+        saved_chunks,
+        strict=True,
+    ):
+        normed_chunk = normed_chunk.to(dtype)
+        hidden, grad_hidden = buffers[:, : len(normed_chunk)]  # (rows of the chunk, D) each
+        if before_gelu is None:
+            before_gelu = torch.addmm(bias1, normed_chunk, weight1.t(), out=hidden)
+        torch.mm(grad_chunk, weight2, out=grad_hidden)
+        operators.gelu_backward_(grad_hidden, before_gelu)
+        torch.mm(grad_hidden, weight1, out=grad_normed_chunk)
+        if need_weight2:
+            operators.gelu(before_gelu, out=hidden)
+            grad_weight2 = _accumulate(grad_weight2, grad_chunk.t() @ hidden, param_dtype)
+        if need_weight1:
+            grad_weight1 = _accumulate(grad_weight1, grad_hidden.t() @ normed_chunk, param_dtype)
+        if need_bias1:
+            grad_bias1 = _accumulate(grad_bias1, grad_hidden.sum(0, dtype=param_dtype), param_dtype)
+    del normed
+    norm_needed = (need_x, need_norm_weight, need_norm_bias)
+    grad_x, *norm_grads = operators.layer_norm_backward(
+        grad_normed.to(rows.dtype), rows, mean, rstd, norm_weight, norm_bias, norm_needed
+    )
+    if need_x:
+        grad_x = grad_x.view(x.shape)
+        if residual:
+            grad_x += grad
+    grads = [grad_x, *norm_grads, grad_weight1, grad_bias1, grad_weight2, grad_bias2]
+    return [x.new_empty(0) if t is None else t for t in grads]
+
+
+def _accumulate(total: Tensor | None, part: Tensor, dtype: torch.dtype) -> Tensor:
+    """Add a part to a sum in a dtype; the first part starts the sum."""
+    return part.to(dtype) if total is None else total.add_(part)
+
+
+def _fake_forward(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    """Return empty results of `_forward`, for a compiler."""
+    weight1, dtype, save_hidden, residual = args[3], *args[7:]
+    num_saved = x.shape[:-1].numel() if save_hidden else 0
+    out = x.new_empty(x.shape, dtype=x.dtype if residual else dtype)
+    return out, x.new_empty(num_saved, len(weight1), dtype=dtype)
+
+
+def _fake_backward(grad: Tensor, x: Tensor, saved: Tensor, *args: Any) -> list[Tensor]:
+    """Return empty results of `_backward`, for a compiler."""
+    norm_weight, norm_bias, _, weight1, bias1, weight2, _, _, needed = args
+    shapes = [t if t is None else t.shape for t in (x, norm_weight, norm_bias, weight1, bias1)]
+    shapes += [weight2.shape, weight2.shape[:1]]
+    return [
+        weight1.new_empty(shape if need and shape is not None else 0, dtype=dtype)
+        for shape, need, dtype in zip(shapes, needed, [x.dtype] + [weight1.dtype] * 6, strict=True)
+    ]
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, norm_weight, norm_bias, ctx.eps, weight1, bias1, weight2, _, *options = inputs
+    ctx.dtype, _, ctx.residual = options
+    ctx.save_for_backward(x, output[1], norm_weight, norm_bias, weight1, bias1, weight2)
+    ctx.set_materialize_grads(False)
+
+
+def _run_backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    refuse_second_derivative()
+    x, saved, norm_weight, norm_bias, *weights = ctx.saved_tensors
+    needed = [ctx.needs_input_grad[i] for i, kind in enumerate(_INPUTS) if kind == 'tensor']
+    grads = iter(
+        norm_mlp_backward(
+            grad,
+            x,
+            saved,
+            norm_weight,
+            norm_bias,
+            ctx.eps,
+            *weights,
+            ctx.dtype,
+            ctx.residual,
+            needed,
+        )
+    )
+    gradients = [next(grads) if kind == 'tensor' else None for kind in _INPUTS]
+    return tuple(
+        grad if need else None for grad, need in zip(gradients, ctx.needs_input_grad, strict=True)
+    )
+
+
+# The arguments of `_forward`.
+_INPUTS = (*['tensor'] * 3, 'eps', *['tensor'] * 4, 'dtype', 'save_hidden', 'residual')
+
+
+if operators.HAS_CUSTOM_OPS:
+    norm_mlp = torch.library.custom_op('mmvit_backbones::norm_mlp', mutates_args=())(_forward)
+    norm_mlp.register_fake(_fake_forward)
+    norm_mlp.register_autograd(_run_backward, setup_context=_save_for_backward)
+    norm_mlp_backward = torch.library.custom_op(
+        'mmvit_backbones::norm_mlp_backward', mutates_args=()
+    )(_backward)
+    norm_mlp_backward.register_fake(_fake_backward)
