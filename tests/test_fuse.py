@@ -8,62 +8,28 @@ import pytest
 import torch
 from torch import nn
 
-from mmvit_backbones import TwinsSVT, XCiT, fuse
-from mmvit_backbones.factory import Classifier
-from mmvit_backbones.layers.packed_linear import PackedLinear
-from mmvit_backbones.necks import ClassAttentionPooling
-from tests.utils import max_error, randomize
-
-TWINS = dict(
-    embed_dims=(8, 12, 16, 20),
-    stages=('LG', 'LG', 'LG', 'LG'),
-    num_heads=(1, 2, 2, 4),
-    head_dims=8,
-)
-XCIT = dict(embed_dims=32, depth=5, num_heads=4, layer_scale=1.0)
-VIT_PYTORCH = dict(XCIT, variant='vit-pytorch', grid_size=(4, 6), layer_scale=None)
+from mmvit_backbones import XCiT, fuse, kernels
+from tests.models import MODELS, SMALL, XCIT
+from tests.utils import as_maps, max_error, randomize
 
 
-def make_classifier() -> Classifier:
-    backbone = XCiT(XCIT, out_indices=(4,), pyramid=False)
-    return Classifier(backbone, ClassAttentionPooling(**backbone.arch.class_attention), 7)
-
-
-MODELS = {
-    'twins': lambda: TwinsSVT(TWINS),
-    'twins-zero': lambda: TwinsSVT(TWINS, window_padding='zero'),
-    'twins-vit-pytorch': lambda: TwinsSVT(
-        dict(TWINS, variant='vit-pytorch')
-    ),
-    'xcit-16': lambda: XCiT(XCIT),
-    'xcit-8': lambda: XCiT(XCIT, patch_size=8),
-    'xcit-gn': lambda: XCiT(XCIT, norm_cfg=dict(type='GN', num_groups=4)),
-    'xcit-vit-pytorch': lambda: XCiT(VIT_PYTORCH),
-    'classifier': make_classifier,
-}
-
-
+@pytest.mark.parametrize('mode', ['auto', 'reference'])
 @pytest.mark.parametrize('name', MODELS)
-def test_fused_copy_computes_the_same(name: str) -> None:
+def test_fused_copy_computes_the_same(name: str, mode: str) -> None:
     model = randomize(MODELS[name]()).eval()
     before = copy.deepcopy(model.state_dict())
-    fused = fuse(model)
-    for size in [(64, 96), (75, 131)]:
-        x = torch.randn(2, 3, *size)
-        with torch.no_grad():
-            expected, outputs = model(x), fused(x)
-        if isinstance(expected, torch.Tensor):
-            expected, outputs = (expected,), (outputs,)
-        for ours, reference in zip(outputs, expected, strict=True):
-            assert max_error(ours, reference) <= 1e-5 * float(reference.abs().max())
+    with kernels.use(mode), torch.no_grad():
+        fused = fuse(model)
+        twice = fuse(fused)
+        for size in [(64, 96), (75, 131)]:
+            x = torch.randn(2, 3, *size)
+            outputs, again = as_maps(fused(x)), as_maps(twice(x))
+            assert all(map(torch.equal, again, outputs))
+            for ours, reference in zip(outputs, as_maps(model(x)), strict=True):
+                assert max_error(ours, reference) <= 1e-5 * max(1, float(reference.abs().max()))
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key])
     assert not any(p.requires_grad for p in fused.parameters())
-    with torch.no_grad():
-        again = fuse(fused)(x)
-    again = (again,) if isinstance(again, torch.Tensor) else again
-    for twice, once in zip(again, outputs, strict=True):
-        assert torch.equal(twice, once)
 
 
 def test_what_is_folded() -> None:
@@ -74,11 +40,42 @@ def test_what_is_folded() -> None:
     assert len(kept) == 5
 
 
-@pytest.mark.parametrize('name', ['twins', 'xcit-16'])
-def test_packed_weights_are_used(name: str) -> None:
-    fused = fuse(MODELS[name]())
-    packed = [m for m in fused.modules() if isinstance(m, PackedLinear)]
-    assert packed
-    with torch.no_grad():
-        fused(torch.randn(1, 3, 64, 96))
-    assert all(module._packed for module in packed)
+class Scaled(nn.Module):
+    """An adapter without a `weight`."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 1.5 * self.base(x)
+
+
+@pytest.mark.parametrize('kind', ['adapter', 'hook'])
+@pytest.mark.parametrize('name', SMALL)
+def test_adapted_and_hooked_layers_stay_as_they_are(name: str, kind: str) -> None:
+    model = randomize(SMALL[name]()).eval()
+    block = next(m for m in model.modules() if hasattr(m, 'mlp'))
+    calls: list[int] = []
+    if kind == 'adapter':
+        block.mlp.fc1, block.mlp.fc2 = Scaled(block.mlp.fc1), Scaled(block.mlp.fc2)
+    else:
+        for layer in (block.mlp.fc1, block.mlp.fc2):
+            layer.register_forward_hook(lambda *_: calls.append(1))
+    x = torch.randn(2, 3, 64, 96)
+    with torch.no_grad(), kernels.use('auto'):
+        for ours, reference in zip(fuse(model)(x), model(x), strict=True):
+            assert max_error(ours, reference) <= 1e-5 * max(1, float(reference.abs().max()))
+    assert len(calls) == (4 if kind == 'hook' else 0)
+
+
+@pytest.mark.filterwarnings('ignore:.*torch.ao.quantization.*:DeprecationWarning')
+@pytest.mark.filterwarnings('ignore:.*quantized tensor creation functions:UserWarning')
+@pytest.mark.parametrize('name', SMALL)
+def test_fused_model_can_be_quantized(name: str) -> None:
+    model = randomize(SMALL[name]()).eval()
+    quantized = torch.ao.quantization.quantize_dynamic(fuse(model), {nn.Linear}, dtype=torch.qint8)
+    x = torch.randn(2, 3, 64, 96)
+    with torch.no_grad(), kernels.use('auto'):
+        for ours, expected in zip(quantized(x), model(x), strict=True):
+            assert 0 < float((ours - expected).norm() / expected.norm()) < 0.1

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 
-import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from mmvit_backbones.layers import lean, windows
+from mmvit_backbones import kernels
 
 
 def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -37,7 +36,37 @@ def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
 def max_error(ours: Tensor, reference: Tensor) -> float:
     """Largest absolute difference of two tensors of one shape."""
     assert ours.shape == reference.shape, f'{tuple(ours.shape)} against {tuple(reference.shape)}'
-    return float((ours - reference).detach().abs().max())
+    return float((ours - reference).detach().abs().max()) if ours.numel() else 0.0
+
+
+def as_maps(outputs: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    """Return the outputs of a backbone or a classifier as a list."""
+    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+
+
+def loss_of(outputs: Tensor | Iterable[Tensor]) -> Tensor:
+    """Return a loss to which every output contributes."""
+    return sum((out.square().mean() for out in as_maps(outputs)), torch.zeros(()))
+
+
+def count_saved(function: Callable[[], object]) -> int:
+    """Count the numbers that a function saves for backward, each memory once."""
+    saved: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        graph = function()
+    del graph
+    return sum(saved.values())
+
+
+def run_paths(model: nn.Module, *inputs: object) -> set[str]:
+    """Return the names of the paths that the layers of a model take: kernels, `'reference'`."""
+    return {path.path for path in kernels.explain(model, *inputs)}
 
 
 def check_compiled(model: nn.Module, sizes: Sequence[tuple[int, int]]) -> None:
@@ -61,8 +90,8 @@ def check_compiled(model: nn.Module, sizes: Sequence[tuple[int, int]]) -> None:
     assert backend.frame_count <= 2
 
 
-def check_autocast(model: nn.Module, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under autocast, be as close to double precision as plain layers are.
+def check_autocast(model: nn.Module, dtype: torch.dtype) -> None:
+    """Under autocast, be as close to double precision as the reference is.
 
     The errors of single gradients depend on how roundings fall, so those get more room.
     """
@@ -76,12 +105,10 @@ def check_autocast(model: nn.Module, dtype: torch.dtype, monkeypatch: pytest.Mon
         return torch.cat([m.detach().flatten() for m in maps]), [g.double() for g in gradients]
 
     ours, our_gradients = run(x, dtype)
-    with monkeypatch.context() as patch:
-        for module in (lean, windows):
-            patch.setattr(module, 'is_traced', lambda: True)
+    with kernels.use('reference'):
         plain, plain_gradients = run(x, dtype)
-    model.double()
-    exact, exact_gradients = run(x.double())
+        model.double()
+        exact, exact_gradients = run(x.double())
     assert float((ours - exact).norm()) <= 1.1 * float((plain - exact).norm())
     assert all(bool(gradient.isfinite().all()) for gradient in our_gradients)
 

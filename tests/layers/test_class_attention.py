@@ -13,9 +13,8 @@ from tests.utils import max_error, randomize
 @torch.no_grad()
 def test_equals_heads_written_out(head_dims: int, qkv_bias: bool) -> None:
     attn = randomize(ClassAttention(12, 3, head_dims, qkv_bias)).double()
-    cls_token = torch.randn(2, 1, 12, dtype=torch.float64)
     tokens = torch.randn(2, 7, 12, dtype=torch.float64)
-    q = attn.qkv(cls_token).chunk(3, dim=-1)[0]
+    q = attn.qkv(tokens[:, :1]).chunk(3, dim=-1)[0]
     _, k, v = attn.qkv(tokens).chunk(3, dim=-1)
     outputs = []
     for head in range(3):
@@ -23,7 +22,7 @@ def test_equals_heads_written_out(head_dims: int, qkv_bias: bool) -> None:
         logits = q[..., channels] @ k[..., channels].transpose(1, 2) / head_dims**0.5
         outputs.append(logits.softmax(dim=-1) @ v[..., channels])
     expected = attn.proj(torch.cat(outputs, dim=-1))
-    assert max_error(attn(cls_token, tokens), expected) <= 1e-12
+    assert max_error(attn(tokens), expected) <= 1e-12
 
 
 @pytest.mark.parametrize('tokens_norm', [True, False])

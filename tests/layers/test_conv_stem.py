@@ -15,9 +15,11 @@ def test_widths_and_sizes(patch_size: int, widths: list[int]) -> None:
     convs = [module for module in stem.modules() if isinstance(module, nn.Conv2d)]
     assert [conv.out_channels for conv in convs] == widths
     for height, width in [(32, 32), (33, 47), (48, 49), (1, 100)]:
-        out = stem(torch.randn(2, 3, height, width))
-        assert out.shape == (2, -(-height // patch_size), -(-width // patch_size), 16)
-        assert out.is_contiguous()
+        rows, columns = -(-height // patch_size), -(-width // patch_size)
+        tokens, size = stem(torch.randn(2, 3, height, width))
+        assert size == (rows, columns)
+        assert tokens.shape == (2, rows * columns, 16)
+        assert tokens.is_contiguous()
 
 
 def test_bad_arguments() -> None:

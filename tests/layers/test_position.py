@@ -1,17 +1,15 @@
-"""Position encodings: values at any size, what is cached and what is stored."""
+"""Position encodings against their formulas, at any size and precision."""
 
 from __future__ import annotations
 
-import copy
-import pickle
 from math import cos, pi, sin
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from mmvit_backbones.layers import position
 from mmvit_backbones.layers.position import FourierPosition, LearnedPosition, fourier_features
+from mmvit_backbones.layers.tokens import to_tokens
 from tests.utils import max_error, randomize
 
 
@@ -38,66 +36,31 @@ def test_fourier_position_is_a_projection_of_rows_and_columns(size: tuple[int, i
         ),
         dim=-1,
     )
-    x = torch.randn(2, *size, 6, dtype=torch.float64)
-    expected = x + module.token_projection(features.permute(2, 0, 1)).permute(1, 2, 0)
-    assert max_error(module(x), expected) <= 1e-12
-
-
-def test_fourier_features_are_computed_once_for_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    lengths = []
-
-    def counting(length: int, dims: int, device: torch.device) -> torch.Tensor:
-        lengths.append(length)
-        return fourier_features(length, dims, device)
-
-    monkeypatch.setattr(position, 'fourier_features', counting)
-    module = FourierPosition(6)
-    for size in [(4, 7), (4, 7), (7, 4), (4, 9)]:
-        module(torch.zeros(1, *size, 6))
-    assert lengths == [4, 7, 9]
-    module.double()(torch.zeros(1, 4, 4, 6, dtype=torch.float64))
-    assert lengths == [4, 7, 9, 4]
-
-
-def test_cache_is_not_stored_or_copied() -> None:
-    module = FourierPosition(6)
-    x = torch.randn(1, 4, 7, 6)
-    expected = module(x)
-    assert module.state_dict().keys() == {'token_projection.weight', 'token_projection.bias'}
-    plain_size = len(pickle.dumps(FourierPosition(6)))
-    assert len(pickle.dumps(module)) == plain_size
-    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
-        assert torch.equal(other(x), expected)
-
-
-def test_what_inference_mode_cached_serves_training() -> None:
-    module = FourierPosition(6)
-    x = torch.zeros(1, 4, 7, 6)
-    with torch.inference_mode():
-        module(x)
-    module(x).sum().backward()
-    assert module.token_projection.weight.grad is not None
+    x = torch.randn(2, size[0] * size[1], 6, dtype=torch.float64)
+    expected = x + module.token_projection(features.permute(2, 0, 1)).flatten(1).t()
+    assert max_error(module(x, size), expected) <= 1e-12
 
 
 def test_position_keeps_its_precision_under_autocast() -> None:
-    x = torch.zeros(1, 4, 7, 6)
+    x = torch.zeros(1, 28, 6)
     for module in (FourierPosition(6), LearnedPosition(6, (3, 3))):
-        expected = module(x)
+        expected = module(x, (4, 7))
         with torch.autocast('cpu', dtype=torch.bfloat16):
-            assert torch.equal(module(x), expected)
+            assert torch.equal(module(x, (4, 7)), expected)
 
 
 def test_learned_position_is_the_table_on_its_own_grid() -> None:
     module = LearnedPosition(6, (4, 7))
-    assert torch.equal(module(torch.zeros(2, 4, 7, 6)), module.table.expand(2, -1, -1, -1))
+    out = module(torch.zeros(2, 28, 6), (4, 7))
+    assert torch.equal(out, module.table.flatten(1, 2).expand(2, -1, -1))
 
 
 @pytest.mark.parametrize('size', [(7, 4), (4, 8), (9, 14), (2, 2)])
 def test_learned_position_is_interpolated_for_another_grid(size: tuple[int, int]) -> None:
     module = LearnedPosition(6, (4, 7))
-    out = module(torch.zeros(1, *size, 6))
+    out = module(torch.zeros(1, size[0] * size[1], 6), size)
     expected = F.interpolate(module.table.permute(0, 3, 1, 2), size, mode='bicubic')
-    torch.testing.assert_close(out, expected.permute(0, 2, 3, 1))
+    torch.testing.assert_close(out, to_tokens(expected))
     out.square().sum().backward()
     assert module.table.grad is not None
 
@@ -105,11 +68,11 @@ def test_learned_position_is_interpolated_for_another_grid(size: tuple[int, int]
 def test_learned_position_of_a_constant_is_that_constant() -> None:
     module = LearnedPosition(6, (4, 7))
     torch.nn.init.constant_(module.table, 1.5)
-    out = module(torch.zeros(1, 11, 5, 6))
+    out = module(torch.zeros(1, 55, 6), (11, 5))
     torch.testing.assert_close(out, torch.full_like(out, 1.5))
 
 
 def test_half_precision_modules() -> None:
     for module in (FourierPosition(6), LearnedPosition(6, (3, 3))):
-        out = module.bfloat16()(torch.zeros(1, 4, 7, 6, dtype=torch.bfloat16))
+        out = module.bfloat16()(torch.zeros(1, 28, 6, dtype=torch.bfloat16), (4, 7))
         assert out.dtype == torch.bfloat16

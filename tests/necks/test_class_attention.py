@@ -11,13 +11,13 @@ from mmvit_backbones.necks import ClassAttentionPooling
 from mmvit_backbones.registry import MODELS
 from tests.utils import randomize
 
-LAYOUTS = ['paper', 'vit-pytorch']
-
 
 @pytest.mark.parametrize('variant', VARIANTS)
 @pytest.mark.parametrize('tokens_norm', [True, False])
 def test_every_parameter_gets_a_gradient(variant: str, tokens_norm: bool) -> None:
-    neck = randomize(ClassAttentionPooling(12, 3, variant=variant, tokens_norm=tokens_norm)).double()
+    neck = randomize(
+        ClassAttentionPooling(12, 3, variant=variant, tokens_norm=tokens_norm)
+    ).double()
     maps = [torch.randn(2, 12, 3, 5, dtype=torch.float64) for _ in range(2)]
     outputs = neck(maps)
     assert isinstance(outputs, tuple)
