@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from mmengine.config import DictAction
 
-from mmvit_backbones.engine import LaunchError, launch_test
+from mmvit_backbones.engine import launch_test, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,7 +35,4 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == '__main__':
-    try:
-        launch_test(**vars(parse_args()))
-    except LaunchError as error:
-        sys.exit(f'error: {error}')
+    run_tool(launch_test, vars(parse_args()))

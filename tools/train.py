@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from mmengine.config import DictAction
 
-from mmvit_backbones.engine import LaunchError, launch_train
+from mmvit_backbones.engine import launch_train, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -40,7 +39,4 @@ def parse_args() -> argparse.Namespace:
 
 
 if __name__ == '__main__':
-    try:
-        launch_train(**vars(parse_args()))
-    except LaunchError as error:
-        sys.exit(f'error: {error}')
+    run_tool(launch_train, vars(parse_args()))

@@ -2,16 +2,22 @@
 
 A config names its toolkit by `default_scope`; the flags mean what they mean in that toolkit's own
 `tools/train.py` and `tools/test.py`. A config is Python code that runs here: use only files you
-trust. Checkpoints are data and need no trust, see `read_checkpoints_safely`.
+trust. Checkpoints are data and need no trust, see docs/security.md.
 """
 
 from __future__ import annotations
 
 import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
@@ -19,6 +25,10 @@ from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+
+from mmvit_backbones.checkpoints.errors import CheckpointError
+from mmvit_backbones.checkpoints.reading import ALLOW_UNSAFE
+from mmvit_backbones.engine.finite_loss_hook import NonFiniteError
 
 # Devices for which mmengine has mixed precision and processes that train together.
 ACCELERATORS = ('cuda', 'npu', 'mlu', 'musa')
@@ -72,7 +82,7 @@ def launch_train(
         config: Path of the config.
         work_dir: Folder for logs and checkpoints. Without it the config's own `work_dir`, else
             `./work_dirs/<config name>`.
-        resume: Checkpoint to continue from, or 'auto' for the latest one in the work folder.
+        resume: Checkpoint to continue from, or 'auto' for the latest whole one in the work folder.
         amp: Train with automatic mixed precision.
         auto_scale_lr: Scale the learning rate by the real over the config's batch size.
         cfg_options: Dotted config keys and the values that replace theirs.
@@ -82,6 +92,9 @@ def launch_train(
     Raises:
         LaunchError: If a file, the toolkit or the device for a flag is missing, or the config has
             nothing that a flag could change.
+        CheckpointError: If a checkpoint is refused, damaged, or of another model.
+        NonFiniteError: If the loss becomes NaN or infinite.
+        KeyboardInterrupt: At SIGINT and SIGTERM.
     """
     read_checkpoints_safely()
     cfg = load_config(config, work_dir, cfg_options, launcher, local_rank)
@@ -92,7 +105,8 @@ def launch_train(
     if resume is not None:
         cfg.resume = True
         cfg.load_from = None if resume == 'auto' else existing_checkpoint(resume)
-    build_runner(cfg).train()
+    with stoppable():
+        build_runner(cfg).train()
 
 
 def launch_test(
@@ -135,18 +149,60 @@ def launch_test(
         enable_tta(cfg)
     if out is not None:
         dump_predictions(cfg, out)
-    metrics: dict[str, float] = build_runner(cfg).test()
+    with stoppable():
+        metrics: dict[str, float] = build_runner(cfg).test()
     return metrics
 
 
 def read_checkpoints_safely() -> None:
     """Make every later `torch.load` of this process refuse pickles that run code.
 
-    The loader of onedl-mmengine tries `weights_only=True` and, when that is refused, loads the
-    file the unsafe way after a warning. This variable, which torch reads at each load, turns the
-    second try into an error too. A value that the user set stays.
+    MMEngine reads checkpoints by our reader, see `mmengine_loader`. This variable, which torch
+    reads at each load, is for code that calls `torch.load` itself. A value that the user set stays,
+    and so does torch's own where the user trusts a file.
     """
-    os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+    if os.environ.get(ALLOW_UNSAFE) != '1':
+        os.environ.setdefault('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Let SIGTERM, by which schedulers end a job, interrupt as Ctrl-C does.
+
+    Files that are being written are then removed, instead of being left half written.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def run_tool(launch: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    """Run a command-line tool, and end it with one line where the user can mend what is wrong.
+
+    Args:
+        launch: `launch_train` or `launch_test`.
+        arguments: Its arguments.
+    """
+    try:
+        launch(**arguments)
+    except (LaunchError, CheckpointError, NonFiniteError, FileNotFoundError) as error:
+        sys.exit(f'error: {error}')
+    except OSError as error:
+        # A full disk, a quota, a folder without permission: whatever was to be written.
+        sys.exit(f'error: {error.filename}: {error.strerror}')
+    except KeyboardInterrupt as interrupt:
+        name = str(interrupt) or signal.SIGINT.name
+        print(f'stopped by {name}; --resume goes on from the last checkpoint', file=sys.stderr)
+        sys.exit(128 + signal.Signals[name])
 
 
 def load_config(

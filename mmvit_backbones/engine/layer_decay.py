@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn import GroupNorm, LayerNorm
 from torch.nn.modules.batchnorm import _NormBase
 
+from mmvit_backbones.checkpoints.networks import find_backbone
 from mmvit_backbones.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
-NO_DECAY_KEYS = ('temperature', 'cls_token', 'pos_embed', 'pos_block')
 KEYS = {
     'layer_decay_rate',
     'norm_decay_mult',
@@ -52,8 +52,9 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     left out. The groups are printed when they are made.
 
     Weights in norms, biases, all other one-dimensional parameters (LayerScale), and every
-    parameter with `temperature`, `cls_token`, `pos_embed` or `pos_block` (the position encoding
-    generator) in its name have no weight decay, unless `paramwise_cfg` says otherwise.
+    parameter that the backbone's `no_weight_decay_keywords` name (XCiT's temperature, position and
+    class token; Twins-SVT's position encoding generator) have no weight decay, unless
+    `paramwise_cfg` says otherwise.
 
     Args:
         optim_wrapper_cfg: The optimizer wrapper with its `optimizer`, which needs an `lr`.
@@ -85,14 +86,11 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             raise ValueError(f'layer_decay_rate must lie in (0, 1], got {self.layer_decay_rate}')
         if self.base_lr is None:
             raise ValueError('optimizer must hold lr, which layer-wise decay scales')
-        no_decay = {key: {'decay_mult': 0.0} for key in NO_DECAY_KEYS}
-        custom_keys = {**no_decay, **self.paramwise_cfg.get('custom_keys', {})}
-        for key, options in custom_keys.items():
+        for key, options in self.paramwise_cfg.get('custom_keys', {}).items():
             if set(options) - CUSTOM_KEYS:
                 raise ValueError(
                     f'custom_keys[{key!r}] takes lr_mult and decay_mult, got {sorted(options)}'
                 )
-        self.custom_keys = dict(sorted(custom_keys.items(), key=lambda item: -len(item[0])))
 
     def add_params(self, params: list[dict[str, Any]], module: nn.Module) -> None:
         """Append the optimizer's groups.
@@ -104,7 +102,13 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         Raises:
             ValueError: If the model does not have exactly one backbone that knows its depths.
         """
-        prefix, backbone = find_backbone(module)
+        prefix, backbone = find_backbone(
+            module, _learns_by_depth, 'trainable backbone with a get_layer_depth'
+        )
+        keywords = getattr(backbone, 'no_weight_decay_keywords', ())
+        custom_keys = {key: {'decay_mult': 0.0} for key in keywords}
+        custom_keys |= self.paramwise_cfg.get('custom_keys', {})
+        self.custom_keys = dict(sorted(custom_keys.items(), key=lambda item: -len(item[0])))
         groups: dict[GroupKey, dict[str, nn.Parameter]] = {}
         for name, owner, param in named_trainable_parameters(module):
             depth, num_depths = backbone.get_layer_depth(name, prefix)
@@ -138,37 +142,9 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         return 1.0, 1.0
 
 
-def find_backbone(model: nn.Module) -> tuple[str, Any]:
-    """Find the one module that knows how deep its parameters lie.
-
-    A classifier of mmpretrain hands the question on to its backbone; the innermost one is meant.
-
-    Args:
-        model: The whole model.
-
-    Returns:
-        The prefix of its parameters' names, such as `'backbone.'`, and the module.
-
-    Raises:
-        ValueError: If there is none, or more than one.
-    """
-    knowing = {
-        f'{name}.' if name else '': module
-        for name, module in model.named_modules()
-        if hasattr(module, 'get_layer_depth')
-        and any(param.requires_grad for param in module.parameters())
-    }
-    innermost = [
-        prefix
-        for prefix in knowing
-        if not any(other != prefix and other.startswith(prefix) for other in knowing)
-    ]
-    if len(innermost) != 1:
-        raise ValueError(
-            'layer-wise decay needs a model with one trainable backbone that has a '
-            f'get_layer_depth, found {innermost or "none"}'
-        )
-    return innermost[0], knowing[innermost[0]]
+def _learns_by_depth(module: nn.Module) -> bool:
+    """Whether a module knows how deep its parameters lie, and some learn."""
+    return hasattr(module, 'get_layer_depth') and any(p.requires_grad for p in module.parameters())
 
 
 def named_trainable_parameters(

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import barrier, is_main_process
+from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.fileio import LocalBackend, get_file_backend, register_backend
 from mmengine.hooks import CheckpointHook
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 
+from mmvit_backbones.checkpoints.errors import CheckpointError
+from mmvit_backbones.engine.finite_loss_hook import check_weights
+from mmvit_backbones.engine.random_state import RandomStates
+from mmvit_backbones.engine.resume import POINTER, check_resumable, find_resumable
 from mmvit_backbones.registry import HOOKS
 
 BACKEND = 'mmvit_backbones.safe_local'
@@ -28,16 +33,28 @@ def write_whole(path: str | Path, content: bytes) -> None:
     Args:
         path: The file; its folder is made if need be.
         content: Its new content.
+
+    Raises:
+        OSError: If the disk is full, a quota is reached, or the folder cannot be written to.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + UNFINISHED)
-    with unfinished.open('wb') as file:
-        file.write(content)
-        file.flush()
-        # Else a power cut could leave the new name on content that never reached the disk.
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open('wb') as file:
+            file.write(content)
+            file.flush()
+            # Else a power cut could leave the new name on content that never reached the disk.
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException as error:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(
+                error.errno, f'not written ({error.strerror}), earlier checkpoints stay', str(path)
+            ) from None
+        raise
 
 
 @register_backend(BACKEND)
@@ -78,7 +95,10 @@ class SafeCheckpointHook(CheckpointHook):
     - A checkpoint and the pointer `last_checkpoint` are written under another name and renamed.
     - An old checkpoint, the previous best one too, is removed after the new one stands.
     - At least two checkpoints are kept.
-    - A work folder that was moved resumes from the checkpoint in its new place.
+    - Weights that are not finite are not saved.
+    - To resume means the newest checkpoint that is whole and of this model, wherever the work
+      folder stands now. Newer ones that are not are named in a warning.
+    - A resumed run repeats the uninterrupted one, see `random_state`.
 
     What a killed run may leave behind is a file that ends in `.unfinished`, which the next run
     removes, or a best checkpoint that is no longer the best.
@@ -92,6 +112,8 @@ class SafeCheckpointHook(CheckpointHook):
         ValueError: If `max_keep_ckpts` is out of range or another storage is chosen, and at the
             start of training, if `out_dir` is no local path or the runner is not mmengine's
             `Runner`.
+        CheckpointError: At the start of training, if there are checkpoints to resume from and none
+            is whole and of this model.
     """
 
     # Named arguments would repeat a signature that differs between the versions of mmengine.
@@ -110,16 +132,36 @@ class SafeCheckpointHook(CheckpointHook):
             get_file_backend(self.out_dir), LocalBackend
         ):
             raise ValueError(f'out_dir must be a folder on a local disk, got {self.out_dir!r}')
+        self.random_states = RandomStates()
+        self._saved_ranks: list[dict[str, Any]] | None = None
 
     def before_run(self, runner: Runner) -> None:
-        """Let `last_checkpoint` of a moved work folder point into the folder again."""
-        pointer = Path(runner.work_dir) / 'last_checkpoint'
-        if self.out_dir is None and is_main_process() and pointer.is_file():
-            target = Path(pointer.read_text().strip())
-            moved = pointer.with_name(target.name or pointer.name)
-            if moved not in (target, pointer) and moved.is_file():
-                write_whole(pointer, str(moved).encode())
-        barrier()
+        """Choose the checkpoint to resume from."""
+        is_training = isinstance(getattr(runner, '_train_loop', None), BaseLoop)
+        if not is_training or not runner._resume:
+            return
+        problem = ['']
+        if is_main_process():
+            try:
+                self._choose_checkpoint(runner)
+            except (CheckpointError, OSError) as error:
+                problem = [str(error)]
+        broadcast_object_list(problem)  # else the other processes would wait for this one
+        if problem[0]:
+            raise CheckpointError(problem[0])
+
+    def _choose_checkpoint(self, runner: Runner) -> None:
+        if runner._load_from is not None:
+            check_resumable(runner._load_from, runner.model)
+            return
+        work_dir = Path(runner.work_dir)
+        out_dir = work_dir if self.out_dir is None else Path(self.out_dir) / work_dir.name
+        path = find_resumable(work_dir, out_dir, self.filename_tmpl, runner.model)
+        if path is not None:
+            write_whole(work_dir / POINTER, str(path).encode())  # where mmengine looks
+            return
+        (work_dir / POINTER).unlink(missing_ok=True)
+        runner.logger.warning(f'There is no checkpoint in {out_dir}: training starts anew.')
 
     def before_train(self, runner: Runner) -> None:
         """Clear up what a killed run has left behind."""
@@ -135,8 +177,30 @@ class SafeCheckpointHook(CheckpointHook):
         if is_main_process():
             for unfinished in Path(self.out_dir).glob('*' + UNFINISHED):
                 unfinished.unlink(missing_ok=True)
+        self.random_states.start(runner)
+
+    def before_val(self, runner: Runner) -> None:
+        """Keep validation from changing the random numbers of training."""
+        self.random_states.enter_val()
+
+    def after_val(self, runner: Runner) -> None:
+        """Go on with training's random numbers."""
+        self.random_states.leave_val()
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Add the random states of all ranks."""
+        ranks = self._saved_ranks or self.random_states.before_val
+        if ranks is not None:
+            self.random_states.save(runner, checkpoint, ranks)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Take the random states of a run that goes on."""
+        if runner._resume:
+            self.random_states.load(checkpoint)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        check_weights(runner.model)
+        self._saved_ranks = self.random_states.gather()
         limited = self.max_keep_ckpts > 0
         if limited:
             if step not in self.keep_ckpt_ids:
@@ -157,8 +221,9 @@ class SafeCheckpointHook(CheckpointHook):
             backend_args=self.backend_args,
             **self.args,
         )
+        self._saved_ranks = None
         if is_main_process():
-            write_whole(Path(runner.work_dir) / 'last_checkpoint', str(self.last_ckpt).encode())
+            write_whole(Path(runner.work_dir) / POINTER, str(self.last_ckpt).encode())
         while limited and len(self.keep_ckpt_ids) > self.max_keep_ckpts:
             old = Path(self.out_dir) / self.filename_tmpl.format(self.keep_ckpt_ids.popleft())
             if is_main_process():

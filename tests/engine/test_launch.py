@@ -2,14 +2,22 @@
 
 import os
 import pickle
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.runner import CheckpointLoader
 
-from mmvit_backbones.engine import LaunchError, launch, launch_test, launch_train
+from mmvit_backbones.engine import (
+    LaunchError,
+    NonFiniteError,
+    launch,
+    launch_test,
+    launch_train,
+    run_tool,
+)
+from tests.checkpoints.payloads import write_payload
 
 PIPELINE = [{'type': 'LoadImageFromFile'}, {'type': 'LoadAnnotations'}, {'type': 'Pack'}]
 
@@ -281,25 +289,62 @@ def test_dataloader_defaults_of_mmpretrain():
     assert cfg.val_dataloader is None
 
 
-class Payload:
-    """A pickle that would make a folder when it is loaded."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.folder),)
-
-
-def test_checkpoints_run_no_code(tmp_path):
-    torch.save({'state_dict': Payload(tmp_path / 'made')}, tmp_path / 'evil.pth')
+def test_torch_load_runs_no_code(tmp_path):
+    """Code that calls torch itself, such as a converter of a toolkit."""
+    bad = write_payload(tmp_path / 'bad.pth', tmp_path / 'made', 'zip', 'meta', 'reduce', 2)
     launch.read_checkpoints_safely()
     with pytest.raises(pickle.UnpicklingError):
-        CheckpointLoader.load_checkpoint(str(tmp_path / 'evil.pth'), map_location='cpu')
+        torch.load(bad, weights_only=False)
     assert not (tmp_path / 'made').exists()
+
+
+def test_trust_of_the_user_stays(monkeypatch):
+    monkeypatch.setenv('MMVIT_ALLOW_UNSAFE_PICKLE', '1')
+    launch.read_checkpoints_safely()
+    assert 'TORCH_FORCE_WEIGHTS_ONLY_LOAD' not in os.environ
 
 
 def test_choice_of_the_user_stays(monkeypatch):
     monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '0')
     launch.read_checkpoints_safely()
     assert os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] == '0'
+
+
+@pytest.mark.parametrize(
+    ('error', 'line'),
+    [
+        (LaunchError('no config'), 'error: no config'),
+        (NonFiniteError('the loss is nan'), 'error: the loss is nan'),
+        (OSError(28, 'No space left on device', 'a.pth'), 'error: a.pth: No space left on device'),
+    ],
+)
+def test_tool_ends_with_one_line(error, line):
+    def launch_it(name):
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        run_tool(launch_it, {'name': 'x'})
+    assert caught.value.code == line
+
+
+def test_tool_lets_other_errors_through():
+    def launch_it():
+        raise KeyError('a bug')
+
+    with pytest.raises(KeyError):
+        run_tool(launch_it, {})
+
+
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_tool_ends_at_a_signal(number, code, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def launch_it():
+        with launch.stoppable():
+            signal.raise_signal(number)
+
+    with pytest.raises(SystemExit) as caught:
+        run_tool(launch_it, {})
+    assert caught.value.code == code
+    assert capsys.readouterr().err.startswith(f'stopped by {number.name}; --resume')
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -19,7 +21,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch.utils.data import Dataset
 
-from mmvit_backbones.engine import safe_checkpoint_hook
+from mmvit_backbones.engine import NonFiniteError, safe_checkpoint_hook
 from mmvit_backbones.engine.safe_checkpoint_hook import SafeCheckpointHook, write_whole
 
 RUNS = itertools.count()
@@ -190,7 +192,7 @@ def test_really_killed_while_writing(tmp_path: Path) -> None:
     path.write_bytes(b'old')
     script = f"""
         import os, signal
-        from mmvit_backbones.engine import safe_checkpoint_hook
+        from mmvit_backbones.engine import NonFiniteError, safe_checkpoint_hook
         safe_checkpoint_hook.os.fsync = lambda fd: os.kill(os.getpid(), signal.SIGKILL)
         safe_checkpoint_hook.write_whole({str(path)!r}, b'new' * 1000)
     """
@@ -248,3 +250,91 @@ def test_unfinished_files_are_cleared(tmp_path: Path) -> None:
     leftover.write_bytes(b'half')
     make_runner(tmp_path, epochs=1).train()
     assert not leftover.exists()
+
+
+# Nothing half written
+
+
+def limit_file_size() -> None:
+    """A quota: a file of this process may have 1,000 bytes."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+
+@pytest.mark.parametrize('obstacle', ['quota', 'no folder', 'full disk'])
+def test_what_cannot_be_written_leaves_nothing(
+    tmp_path: Path, obstacle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / 'epoch_1.pth'
+    path.write_bytes(b'old')
+    content = b'new' * 1000
+    if obstacle == 'quota':
+        script = f"""
+            from tests.engine.test_safe_checkpoint_hook import limit_file_size, write_whole
+            limit_file_size()
+            write_whole({str(path)!r}, {content!r})
+        """
+        done = subprocess.run(
+            [sys.executable, '-c', textwrap.dedent(script)],
+            check=False,
+            text=True,
+            stderr=subprocess.PIPE,
+            env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
+        )
+        assert 'not written (File too large), earlier checkpoints stay' in done.stderr
+    elif obstacle == 'full disk':
+
+        def full(fd: int) -> None:
+            raise OSError(28, 'No space left on device')
+
+        monkeypatch.setattr(safe_checkpoint_hook.os, 'fsync', full)
+        with pytest.raises(OSError, match=r'not written \(No space left.*epoch_1\.pth') as caught:
+            write_whole(path, content)
+        assert caught.value.errno == 28
+    else:
+        with pytest.raises(OSError, match=r'not written \((Not a directory|File exists)\)'):
+            write_whole(path / 'inside', content)
+    assert path.read_bytes() == b'old'
+    assert [file.name for file in tmp_path.iterdir()] == ['epoch_1.pth']
+
+
+def test_interrupted_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By Ctrl-C, or by SIGTERM under our tools: no half file stays."""
+
+    def interrupt(fd: int) -> None:
+        raise KeyboardInterrupt
+
+    make_runner(tmp_path, epochs=1).train()
+    with monkeypatch.context() as patch:
+        patch.setattr(safe_checkpoint_hook.os, 'fsync', interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            make_runner(tmp_path, epochs=2, resume=True).train()
+    assert checkpoints(tmp_path) == ['epoch_1.pth']
+    runner = make_runner(tmp_path, epochs=2, resume=True)
+    runner.train()
+    assert checkpoints(tmp_path) == ['epoch_1.pth', 'epoch_2.pth']
+
+
+def test_full_disk_ends_the_run_and_keeps_what_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(fd: int) -> None:
+        raise OSError(28, 'No space left on device')
+
+    make_runner(tmp_path, epochs=1).train()
+    with monkeypatch.context() as patch:
+        patch.setattr(safe_checkpoint_hook.os, 'fsync', full)
+        with pytest.raises(OSError, match='not written'):
+            make_runner(tmp_path, epochs=1).train()
+    assert checkpoints(tmp_path) == ['epoch_1.pth']
+    assert pointed(tmp_path) == tmp_path / 'epoch_1.pth'
+    make_runner(tmp_path, epochs=2, resume=True).train()
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    make_runner(tmp_path, epochs=1).train()
+    runner = make_runner(tmp_path, epochs=2)
+    runner.model.fc.weight.data[0, 0] = torch.inf
+    with pytest.raises(NonFiniteError, match=r'fc\.weight is not finite'):
+        runner.train()
+    assert checkpoints(tmp_path) == ['epoch_1.pth']
