@@ -1,10 +1,14 @@
 """Twins-SVT and XCiT as backbones for mmdetection, mmsegmentation, mmpretrain and plain PyTorch."""
 
 from mmvit_backbones.backbones import TwinsSVT, XCiT
-from mmvit_backbones.checkpoints import convert_state_dict, load_checkpoint
-from mmvit_backbones.factory import create_model, list_models
+from mmvit_backbones.checkpoints import convert_state_dict, list_pretrained, load_checkpoint
+from mmvit_backbones.checkpoints.mmengine_loader import register_safe_loaders
 from mmvit_backbones.fuse import fuse
+from mmvit_backbones.kernels.switch import use_environment
+from mmvit_backbones.models import create_model, list_models
 from mmvit_backbones.version import __version__
+
+register_safe_loaders()
 
 __all__ = [
     'TwinsSVT',
@@ -14,5 +18,8 @@ __all__ = [
     'create_model',
     'fuse',
     'list_models',
+    'list_pretrained',
     'load_checkpoint',
 ]
+
+use_environment()

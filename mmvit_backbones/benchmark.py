@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from mmvit_backbones.complexity import count_multiply_adds
-from mmvit_backbones.factory import create_model
 from mmvit_backbones.fuse import fuse
+from mmvit_backbones.models import create_model
 
 OURS = 'ours'
 FUSED = 'ours-fused'

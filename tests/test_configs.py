@@ -14,7 +14,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData, PixelData
 
-from mmvit_backbones.checkpoints.zoo import ZOO
+from mmvit_backbones import list_pretrained
 
 # mmseg warns of its own default; the published numbers were reached with it.
 pytestmark = pytest.mark.filterwarnings('ignore:Default ``avg_non_ignore`` is False:UserWarning')
@@ -96,6 +96,19 @@ def test_runtime(path):
 
 
 @pytest.mark.parametrize('path', CONFIGS)
+def test_starting_weights_are_public(path):
+    """By name, and the header names them; no file is to be fetched by hand."""
+    cfg = read(path).model
+    configs = [cfg.get('init_cfg'), cfg.get('backbone', {}).get('init_cfg')]
+    names = [c.checkpoint for c in configs if c]
+    assert all(name in list_pretrained() for name in names)
+    header = ast.get_docstring(ast.parse((ROOT / path).read_text()))
+    weights = header.split('Weights: ')[1].split('Status: ')[0]
+    assert ('none' in weights) == (not names)
+    assert all(name in weights for name in names)
+
+
+@pytest.mark.parametrize('path', CONFIGS)
 def test_model_builds(path):
     assert count(path) > 1e6
 
@@ -115,9 +128,8 @@ def test_twins_backbone(method, size):
     assert backbone.out_norm
     is_large_segmentor = size == 'l' and method in ('upernet', 'sem_fpn')
     assert backbone.drop_path_rate == (0.3 if is_large_segmentor else 0.2)
-    (file,) = ZOO[f'twins_svt_{TWINS_SIZES[size]}'].files
     assert backbone.init_cfg.type == 'mmvit_backbones.Pretrained'
-    assert backbone.init_cfg.checkpoint == f'pretrained/{file.name}'
+    assert backbone.init_cfg.checkpoint == f'twins_svt_{TWINS_SIZES[size]}.in1k'
 
 
 @pytest.mark.parametrize('patch_size', [16, 8])
@@ -134,10 +146,9 @@ def test_xcit_backbone(method, size, patch_size):
     assert backbone.drop_path_rate == drop_path_rate
     built = build_sizes(path).backbone
     assert built.out_indices == ((3, 5, 7, 11) if '12' in size else (7, 11, 15, 23))
-    files = ZOO[f'xcit_{XCIT_SIZES[size].replace("-", "_")}_p{patch_size}'].files
-    (file,) = (f for f in files if f.image_size == 384)
+    model = f'xcit_{XCIT_SIZES[size].replace("-", "_")}_p{patch_size}'
     assert backbone.init_cfg.type == 'mmvit_backbones.Pretrained'
-    assert backbone.init_cfg.checkpoint == file.address
+    assert backbone.init_cfg.checkpoint == f'{model}.dist_in1k_384'
 
 
 @pytest.mark.parametrize('path', [*PAPER_CONFIGS, *TOYS])

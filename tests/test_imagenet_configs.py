@@ -20,7 +20,8 @@ FOLDER = ROOT / 'configs/imagenet'
 CONFIGS = sorted(path.stem for path in FOLDER.glob('*.py'))
 # Drop path (Twins paper 4.1), images a GPU.
 TWINS = {'small': (0.2, 128), 'base': (0.3, 128), 'large': (0.5, 64)}
-XCITS = [(arch, patch_size) for arch in ARCHS for patch_size in (8, 16)]
+PAPER_ARCHS = [arch for arch in ARCHS if arch not in ('medium-12', 'large-12')]
+XCITS = [(arch, patch_size) for arch in PAPER_ARCHS for patch_size in (8, 16)]
 # Millions of parameters, reported by timm and the authors.
 PARAMETERS = {
     'twins-svt-small_8xb128_in1k': 24.06,

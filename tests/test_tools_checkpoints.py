@@ -1,4 +1,4 @@
-"""The checkpoint tools as users start them, and what no tool may do with a malicious file."""
+"""The checkpoint tools as users start them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from mmvit_backbones import convert_state_dict
-from mmvit_backbones.datasets import write_shapes
 from tests.checkpoints.peers import TWINS, assert_same, official_file
-from tests.checkpoints.test_reading import RunsCode
 
 ROOT = Path(__file__).parents[1]
-CONFIG = ROOT / 'configs/shapes/retinanet_twins-svt-toy_fpn_shapes.py'
 
 
 def run(tool: str, *args: object, cwd: Path) -> subprocess.CompletedProcess:
@@ -52,24 +49,3 @@ def test_publish(weights: Path, tmp_path: Path) -> None:
     name = re.search(r'wrote (public-[0-9a-f]{8}\.pth)', done.stdout)[1]
     content = torch.load(tmp_path / name, weights_only=True)
     assert_same(content['state_dict'], official_file(TWINS))
-
-
-@pytest.mark.parametrize('tool', ['convert_checkpoint.py', 'test.py', 'train.py'])
-def test_no_tool_runs_code_of_a_checkpoint(tool: str, tmp_path: Path) -> None:
-    marker = tmp_path / 'marker'
-    bad = tmp_path / 'bad.pth'
-    torch.save({'state_dict': official_file(TWINS), 'meta': RunsCode(marker)}, bad)
-    if tool == 'convert_checkpoint.py':
-        done = run(tool, bad, 'out', cwd=tmp_path)
-        assert re.fullmatch(
-            r"error: '.*bad\.pth' \(\d+ bytes\): refused, it holds .*\n", done.stdout
-        )
-    else:
-        write_shapes(tmp_path / 'data/shapes', train=2, val=1)
-        options = ['train_dataloader.num_workers=0', 'test_dataloader.num_workers=0']
-        options += [f'{split}_dataloader.persistent_workers=False' for split in ('train', 'test')]
-        which = [bad] if tool == 'test.py' else ['--resume', bad]
-        done = run(tool, CONFIG, *which, '--cfg-options', *options, cwd=tmp_path)
-        assert re.search(r'Unsupported global|weights_only', done.stdout), done.stdout
-    assert done.returncode != 0
-    assert not marker.exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from mmvit_backbones.checkpoints.dialects import NAMES
+from mmvit_backbones.checkpoints.description import DIALECTS
 from mmvit_backbones.checkpoints.writing import convert_file
 
 
@@ -17,7 +17,9 @@ def parse_args() -> argparse.Namespace:
         metavar='DST',
         help='file to write; .safetensors unless it ends in .pth, as load_from of MMEngine needs',
     )
-    parser.add_argument('--to', choices=NAMES, default='ours', help='names to give (default: ours)')
+    parser.add_argument(
+        '--to', choices=DIALECTS, default='ours', help='names to give (default: ours)'
+    )
     parser.add_argument(
         '--arch', help='architecture the weights must have, such as twins_svt_small (default: any)'
     )

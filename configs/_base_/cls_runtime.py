@@ -6,6 +6,7 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='mmvit_backbones.SafeCheckpointHook', interval=1, max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    finite_loss=dict(type='mmvit_backbones.FiniteLossHook'),
     visualization=dict(type='VisualizationHook', enable=False),
 )
 env_cfg = dict(

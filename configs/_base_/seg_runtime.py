@@ -8,6 +8,7 @@ default_hooks = dict(
         type='mmvit_backbones.SafeCheckpointHook', by_epoch=False, interval=16000, max_keep_ckpts=3
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    finite_loss=dict(type='mmvit_backbones.FiniteLossHook'),
     visualization=dict(type='SegVisualizationHook'),
 )
 env_cfg = dict(

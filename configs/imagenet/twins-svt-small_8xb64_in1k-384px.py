@@ -3,9 +3,8 @@
 Paper: none, the settings are ours; Twins-SVT is https://arxiv.org/abs/2104.13840.
 Command: tools/dist_train.sh configs/imagenet/twins-svt-small_8xb64_in1k-384px.py 8
 Batch: 8 GPUs x 64 images = 512; 30 epochs.
-Weights: to fine-tune, those of the model trained at 224: --cfg-options
-    model.init_cfg.type=mmvit_backbones.Pretrained
-    model.init_cfg.checkpoint=<file> (ours, the authors' or timm's).
+Weights: starts from twins_svt_small.in1k, the authors' weights trained at 224;
+    downloaded at the first start of a training.
 Status: untested
 No number is reported for this resolution.
 """
@@ -17,6 +16,9 @@ _base_ = [
     '../_base_/cls_runtime.py',
 ]
 
+model = dict(
+    init_cfg=dict(type='mmvit_backbones.Pretrained', checkpoint='twins_svt_small.in1k'),
+)
 # As in the training at 224, each image comes once an epoch.
 train_dataloader = dict(sampler=dict(_delete_=True, type='DefaultSampler', shuffle=True))
 optim_wrapper = dict(clip_grad=dict(max_norm=5.0))

@@ -4,9 +4,8 @@ Paper: none, the settings are ours; XCiT is https://arxiv.org/abs/2106.09681.
 Data: data/folders/train/<class>/*.jpg and data/folders/val/<class>/*.jpg, 10 classes.
 Command: tools/train.py configs/imagenet/xcit-small-12-p16_1xb64_folders.py
 Batch: 1 GPU x 64 images; 30 epochs.
-Weights: ImageNet's: --cfg-options model.init_cfg.type=mmvit_backbones.Pretrained
-    model.init_cfg.checkpoint=<file> (ours, the authors' or timm's). The head, of another size,
-    starts anew; the log says so.
+Weights: starts from xcit_small_12_p16.in1k; downloaded at the first start. The head, of another
+    size, starts anew; the log says so.
 Status: untested
 """
 
@@ -19,7 +18,10 @@ _base_ = [
 # For another number of classes change it here.
 num_classes = 10
 data_preprocessor = dict(num_classes=num_classes)
-model = dict(head=dict(num_classes=num_classes))
+model = dict(
+    head=dict(num_classes=num_classes),
+    init_cfg=dict(type='mmvit_backbones.Pretrained', checkpoint='xcit_small_12_p16.in1k'),
+)
 
 train_dataloader = dict(
     batch_size=64,

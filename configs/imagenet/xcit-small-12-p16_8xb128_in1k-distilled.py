@@ -3,8 +3,8 @@
 Paper: XCiT, https://arxiv.org/abs/2106.09681, Table 1 (ImageNet-1k).
 Command: tools/dist_train.sh configs/imagenet/xcit-small-12-p16_8xb128_in1k-distilled.py 8
 Batch: 8 GPUs x 128 images = 1024; 400 epochs.
-Weights: none for the student; the teacher's is the file that DeiT's authors publish as
-    regnety_160-a5fe301d.pth, another one by --cfg-options model.teacher_checkpoint=<file>.
+Weights: none for the student; the teacher's are those of DeiT's authors, downloaded at the first
+    start, others by --cfg-options model.teacher_checkpoint=<file or address>.
 Status: untested
 Top-1 83.3 on validation, reported by the authors' README.
     Its checkpoints are tested with xcit-small-12-p16_8xb128_in1k.py, which needs no teacher.
@@ -18,6 +18,6 @@ model = dict(
     type='mmvit_backbones.HardDistillationClassifier',
     student={{_base_.model}},
     teacher=dict(type='TimmClassifier', model_name='regnety_160'),
-    teacher_checkpoint='checkpoints/regnety_160-a5fe301d.pth',
+    teacher_checkpoint='https://dl.fbaipublicfiles.com/deit/regnety_160-a5fe301d.pth',
     alpha=0.5,
 )

@@ -3,9 +3,8 @@
 Paper: XCiT, https://arxiv.org/abs/2106.09681, Table 1 (ImageNet-1k).
 Command: tools/dist_train.sh configs/imagenet/xcit-tiny-24-p8_8xb64_in1k-384px.py 8
 Batch: 8 GPUs x 64 images = 512; 30 epochs.
-Weights: to fine-tune, those of the model trained at 224: --cfg-options
-    model.init_cfg.type=mmvit_backbones.Pretrained
-    model.init_cfg.checkpoint=<file> (ours, the authors' or timm's).
+Weights: starts from xcit_tiny_24_p8.in1k, the authors' weights trained at 224;
+    downloaded at the first start of a training.
 Status: untested
 Top-1 83.7 on validation for xcit_tiny_24_p8_384_dist.pth (distilled), reported by the authors' README.
     Their settings for training at 384 are not published: the schedule here is ours.
@@ -19,6 +18,7 @@ _base_ = [
 ]
 
 model = dict(
+    init_cfg=dict(type='mmvit_backbones.Pretrained', checkpoint='xcit_tiny_24_p8.in1k'),
     backbone=dict(arch='tiny-24', patch_size=8, out_indices=(23,)),
     neck=dict(in_channels=192, num_heads=4, layer_scale=1e-5),
     head=dict(in_channels=192),

@@ -3,8 +3,8 @@
 Paper: Twins, https://arxiv.org/abs/2104.13840, Table 4 (Mask R-CNN, 1x).
 Command: tools/dist_train.sh configs/mask_rcnn/mask-rcnn_twins-svt-s_fpn_1x_coco.py 8
 Batch: 8 GPUs x 2 images = 16; 12 epochs.
-Weights: starts from the authors' ImageNet-1k weights alt_gvt_small.pth: save the file, linked in
-    https://github.com/Meituan-AutoML/Twins, as pretrained/alt_gvt_small.pth.
+Weights: starts from the authors' ImageNet-1k weights, twins_svt_small.in1k; downloaded at the
+    first start.
 Status: untested
 box AP 43.4, mask AP 40.3 on val2017, reported by the paper, there with zeros in padded windows
     (window_padding='zero'); here padding takes no part in attention.
@@ -19,7 +19,7 @@ _base_ = [
 
 model = dict(
     backbone=dict(
-        init_cfg=dict(type='mmvit_backbones.Pretrained', checkpoint='pretrained/alt_gvt_small.pth'),
+        init_cfg=dict(type='mmvit_backbones.Pretrained', checkpoint='twins_svt_small.in1k'),
     ),
 )
 

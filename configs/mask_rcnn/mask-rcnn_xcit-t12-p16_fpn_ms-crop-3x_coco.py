@@ -3,8 +3,8 @@
 Paper: XCiT, https://arxiv.org/abs/2106.09681, Mask R-CNN on COCO.
 Command: tools/dist_train.sh configs/mask_rcnn/mask-rcnn_xcit-t12-p16_fpn_ms-crop-3x_coco.py 8 --amp
 Batch: 8 GPUs x 2 images = 16; 36 epochs.
-Weights: starts from the authors' ImageNet-1k weights xcit_tiny_12_p16_384_dist.pth (distilled,
-    384 x 384), as the example in their README does; downloaded at the first start.
+Weights: starts from the authors' ImageNet-1k weights, xcit_tiny_12_p16.dist_in1k_384, as the
+    example in their README does; downloaded at the first start.
 Status: untested
 box AP 42.7, mask AP 38.5 on val2017, reported by the authors' README.
 """
@@ -19,8 +19,7 @@ _base_ = [
 model = dict(
     backbone=dict(
         init_cfg=dict(
-            type='mmvit_backbones.Pretrained',
-            checkpoint='https://dl.fbaipublicfiles.com/xcit/xcit_tiny_12_p16_384_dist.pth',
+            type='mmvit_backbones.Pretrained', checkpoint='xcit_tiny_12_p16.dist_in1k_384'
         ),
     ),
 )

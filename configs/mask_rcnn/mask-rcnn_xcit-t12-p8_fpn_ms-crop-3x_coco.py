@@ -3,8 +3,8 @@
 Paper: XCiT, https://arxiv.org/abs/2106.09681, Mask R-CNN on COCO.
 Command: tools/dist_train.sh configs/mask_rcnn/mask-rcnn_xcit-t12-p8_fpn_ms-crop-3x_coco.py 8 --amp
 Batch: 8 GPUs x 2 images = 16; 36 epochs.
-Weights: starts from the authors' ImageNet-1k weights xcit_tiny_12_p8_384_dist.pth (distilled,
-    384 x 384), as the example in their README does; downloaded at the first start.
+Weights: starts from the authors' ImageNet-1k weights, xcit_tiny_12_p8.dist_in1k_384, as the
+    example in their README does; downloaded at the first start.
 Status: untested
 box AP 44.5, mask AP 40.3 on val2017, reported by the authors' README.
 """
@@ -15,8 +15,7 @@ model = dict(
     backbone=dict(
         patch_size=8,
         init_cfg=dict(
-            type='mmvit_backbones.Pretrained',
-            checkpoint='https://dl.fbaipublicfiles.com/xcit/xcit_tiny_12_p8_384_dist.pth',
+            type='mmvit_backbones.Pretrained', checkpoint='xcit_tiny_12_p8.dist_in1k_384'
         ),
     ),
 )

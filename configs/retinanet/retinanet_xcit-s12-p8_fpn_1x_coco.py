@@ -5,8 +5,8 @@ Paper: none; XCiT is https://arxiv.org/abs/2106.09681, whose authors published n
     that of XCiT's Mask R-CNN.
 Command: tools/dist_train.sh configs/retinanet/retinanet_xcit-s12-p8_fpn_1x_coco.py 8
 Batch: 8 GPUs x 2 images = 16; 12 epochs.
-Weights: starts from the authors' ImageNet-1k weights xcit_small_12_p8_384_dist.pth (distilled,
-    384 x 384), as the example in their README does; downloaded at the first start.
+Weights: starts from the authors' ImageNet-1k weights, xcit_small_12_p8.dist_in1k_384, as the
+    example in their README does; downloaded at the first start.
 Status: untested
 No number is reported for this model. FPN and head use all four maps, from stride 4 on: else
     the transposed convolution that makes the first map (pyramid.fpn1) would get no gradient.
@@ -20,8 +20,7 @@ model = dict(
         patch_size=8,
         drop_path_rate=0.05,
         init_cfg=dict(
-            type='mmvit_backbones.Pretrained',
-            checkpoint='https://dl.fbaipublicfiles.com/xcit/xcit_small_12_p8_384_dist.pth',
+            type='mmvit_backbones.Pretrained', checkpoint='xcit_small_12_p8.dist_in1k_384'
         ),
     ),
     neck=dict(in_channels=[384, 384, 384, 384]),

@@ -3,8 +3,8 @@
 Paper: Twins, https://arxiv.org/abs/2104.13840, Table 2 (Semantic FPN).
 Command: tools/dist_train.sh configs/sem_fpn/twins_svt-s_fpn_fpnhead_8xb4-80k_ade20k-512x512.py 8
 Batch: 8 GPUs x 4 images = 32; 80,000 iterations.
-Weights: starts from the authors' ImageNet-1k weights alt_gvt_small.pth: save the file, linked in
-    https://github.com/Meituan-AutoML/Twins, as pretrained/alt_gvt_small.pth.
+Weights: starts from the authors' ImageNet-1k weights, twins_svt_small.in1k; downloaded at the
+    first start.
 Status: untested
 mIoU 43.2 on validation, reported by the paper.
 """
@@ -18,7 +18,7 @@ _base_ = [
 
 model = dict(
     backbone=dict(
-        init_cfg=dict(type='mmvit_backbones.Pretrained', checkpoint='pretrained/alt_gvt_small.pth'),
+        init_cfg=dict(type='mmvit_backbones.Pretrained', checkpoint='twins_svt_small.in1k'),
     ),
 )
 

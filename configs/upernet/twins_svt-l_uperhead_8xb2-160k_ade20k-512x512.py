@@ -3,8 +3,8 @@
 Paper: Twins, https://arxiv.org/abs/2104.13840, Table 2 (UperNet).
 Command: tools/dist_train.sh configs/upernet/twins_svt-l_uperhead_8xb2-160k_ade20k-512x512.py 8
 Batch: 8 GPUs x 2 images = 16; 160,000 iterations.
-Weights: starts from the authors' ImageNet-1k weights alt_gvt_large.pth: save the file, linked in
-    https://github.com/Meituan-AutoML/Twins, as pretrained/alt_gvt_large.pth.
+Weights: starts from the authors' ImageNet-1k weights, twins_svt_large.in1k; downloaded at the
+    first start.
 Status: untested
 mIoU 48.8 single-scale, 50.2 multi-scale (--tta) on validation, reported by the paper.
 """
@@ -15,7 +15,7 @@ model = dict(
     backbone=dict(
         arch='large',
         drop_path_rate=0.3,
-        init_cfg=dict(type='mmvit_backbones.Pretrained', checkpoint='pretrained/alt_gvt_large.pth'),
+        init_cfg=dict(type='mmvit_backbones.Pretrained', checkpoint='twins_svt_large.in1k'),
     ),
     decode_head=dict(in_channels=[128, 256, 512, 1024]),
     auxiliary_head=dict(in_channels=512),

@@ -3,8 +3,8 @@
 Paper: Twins, https://arxiv.org/abs/2104.13840, Table 2 (UperNet).
 Command: tools/dist_train.sh configs/upernet/twins_svt-s_uperhead_8xb2-160k_ade20k-512x512.py 8
 Batch: 8 GPUs x 2 images = 16; 160,000 iterations.
-Weights: starts from the authors' ImageNet-1k weights alt_gvt_small.pth: save the file, linked in
-    https://github.com/Meituan-AutoML/Twins, as pretrained/alt_gvt_small.pth.
+Weights: starts from the authors' ImageNet-1k weights, twins_svt_small.in1k; downloaded at the
+    first start.
 Status: untested
 mIoU 46.2 single-scale, 47.1 multi-scale (--tta) on validation, reported by the paper.
 """
@@ -18,7 +18,7 @@ _base_ = [
 
 model = dict(
     backbone=dict(
-        init_cfg=dict(type='mmvit_backbones.Pretrained', checkpoint='pretrained/alt_gvt_small.pth'),
+        init_cfg=dict(type='mmvit_backbones.Pretrained', checkpoint='twins_svt_small.in1k'),
     ),
 )
 

@@ -1,23 +1,22 @@
-"""Load weights of any source into a model, strictly."""
+"""Load weights of any source into a model, strictly: detect, rename, match, load, report."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmvit_backbones.backbones.base import Backbone
-from mmvit_backbones.checkpoints.archs import looks_of_model, looks_of_weights
-from mmvit_backbones.checkpoints.dialects import PREFIX, Weights, find_dialect, read_weights
+from mmvit_backbones.checkpoints.converting import Weights, describe, read_weights
+from mmvit_backbones.checkpoints.description import HEAD, PREFIX, Network
 from mmvit_backbones.checkpoints.errors import CheckpointError, some_of
+from mmvit_backbones.checkpoints.networks import find_backbone, is_described, network_of
 from mmvit_backbones.checkpoints.reading import read_checkpoint
 from mmvit_backbones.checkpoints.rules import StateDict
-from mmvit_backbones.layers.precision import at_least_float32
+from mmvit_backbones.checkpoints.values import check_values
 
 
 @dataclass(frozen=True)
@@ -29,13 +28,15 @@ class LoadReport:
         loaded: Names of the model's parameters and buffers that were filled.
         missing: Those that the source does not have and that keep their values.
         unexpected: Our names of what the source has and the model does not.
-        notes: Why something is missing, unexpected or changed on the way.
+        adapted: Those of `loaded` whose shape was changed on the way.
+        notes: Why something is missing, unexpected or adapted.
     """
 
     dialect: str
     loaded: tuple[str, ...]
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
+    adapted: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -44,22 +45,10 @@ class LoadReport:
             f'{len(self.loaded) + len(self.missing)} tensors of the model',
             f'  missing, left as they were: {some_of(self.missing)}',
             f'  unexpected, not loaded: {some_of(self.unexpected)}',
+            f'  adapted to another shape: {some_of(self.adapted)}',
             *(f'  note: {note}' for note in self.notes),
         ]
         return '\n'.join(lines)
-
-
-@dataclass
-class _Plan:
-    """What goes where, in the making."""
-
-    loaded: StateDict = field(default_factory=dict)
-    unexpected: dict[str, str] = field(
-        default_factory=dict
-    )  # name -> reason, or '' if there is none
-    missing: dict[str, str] = field(default_factory=dict)
-    misfits: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 def load_checkpoint(
@@ -71,170 +60,179 @@ def load_checkpoint(
     """Load weights of any public source into a backbone, a classifier, a detector or a segmentor.
 
     Strict: every parameter and buffer of the model is filled and everything in the source is used.
-    The exceptions, each of which the report names: a head for another number of classes, output
-    norms and a pyramid that an ImageNet file lacks, parts that a backbone does not have (a
-    classifier, the rest of a detector, stages behind the last one in use), and BatchNorm's count
-    of batches in old files. A learned position for another grid is interpolated.
+    The exceptions, each of which the report names: a head for another number of classes or that
+    the source lacks, output norms and a pyramid that an ImageNet file lacks, parts that a backbone
+    does not have (a classifier, the rest of a detector, stages behind the last one in use), and
+    BatchNorm's count of batches in old files. A stem for another number of channels is adapted by
+    timm's rule, a learned position for another grid is interpolated.
 
     Args:
-        model: A model that is or holds one `TwinsSVT` or `XCiT`.
-        source: A `.pth` or `.safetensors` file, its URL, or a state dict.
+        model: A model that is or holds one backbone of this package.
+        source: A name of `list_pretrained()`, a `.pth` or `.safetensors` file, its address,
+            `hf-hub:<owner>/<name>`, or a state dict.
         dialect: `'official'`, `'timm'`, `'mmpretrain'`, `'mmseg'`, `'vit-pytorch'` or `'ours'`;
             `'auto'` tells it by the keys.
         sha256: Expected SHA-256 of the file, or the first digits of it.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the dialect is not known, the model holds no backbone of ours, the file is
-            refused or damaged, or the weights do not fit. Nothing has been loaded then.
+        FileNotFoundError: If there is no such file or name.
+        ValueError: If the dialect is not known, the model holds no backbone of ours, the download
+            fails, the file is refused or damaged, or the weights do not fit. Nothing has been
+            loaded then.
     """
-    prefix, backbone = find_backbone(model)
-    expected = looks_of_model(backbone)
-    named = None if dialect == 'auto' else find_dialect(dialect, expected.network)
+    prefix, backbone = find_backbone(model, is_described, 'backbone of this package')
+    network = network_of(backbone)
+    named = None if dialect == 'auto' else (network, network.dialect(dialect))
     weights = read_weights(read_checkpoint(source, sha256), named)
     target: StateDict = dict(model.state_dict())
-    plan = _make_plan(weights, target, prefix)
-    _check(plan, weights, prefix, backbone, len(target))
-    model.load_state_dict({**target, **plan.loaded}, strict=True)
-    reasons = {**plan.missing, **plan.unexpected}.values()
+    match = _match(weights, target, prefix, network)
+    _check(match, weights, prefix, backbone, len(target))
+    notes = check_values(match.loaded, target)
+    model.load_state_dict({**target, **match.loaded}, strict=True)
+    unused = ['the source holds an ImageNet head, which it does not use'] if weights.unused else []
+    reasons = [
+        *notes,
+        *match.adapted.values(),
+        *match.missing.values(),
+        *match.unexpected.values(),
+        *unused,
+    ]
     return LoadReport(
-        dialect=named.name if named else weights.dialect.name,
-        loaded=tuple(name for name in target if name in plan.loaded),
-        missing=tuple(plan.missing),
-        unexpected=(*plan.unexpected, *weights.unused),
-        notes=tuple(dict.fromkeys([*plan.notes, *reasons, *_notes_on_unused(weights)])),
+        dialect=weights.dialect.name,
+        loaded=tuple(name for name in target if name in match.loaded),
+        missing=tuple(match.missing),
+        unexpected=(*match.unexpected, *weights.unused),
+        adapted=tuple(match.adapted),
+        notes=tuple(dict.fromkeys(reasons)),
     )
 
 
-def _notes_on_unused(weights: Weights) -> list[str]:
-    return ["the source's backbone holds an ImageNet head, which it does not use"] * bool(
-        weights.unused
-    )
+@dataclass
+class _Match:
+    """Which tensor goes where.
 
-
-def find_backbone(model: nn.Module) -> tuple[str, Backbone]:
-    """Return the prefix of a model's backbone in its state dict, and the backbone.
-
-    Raises:
-        ValueError: If there is not exactly one.
+    Attributes:
+        loaded: The model's names -> weights.
+        missing: The model's names that get none -> why they may.
+        unexpected: Names of weights that have no place -> why they may.
+        adapted: Names in `loaded` whose shape was changed -> how.
+        problems: What must not be -> names.
     """
-    found = [(name, m) for name, m in model.named_modules() if isinstance(m, Backbone)]
-    if len(found) != 1:
-        raise ValueError(
-            f'model must hold exactly one TwinsSVT or XCiT, {type(model).__name__} holds '
-            f'{some_of(name for name, _ in found)}'
-        )
-    name, backbone = found[0]
-    return name + '.' if name else '', backbone
+
+    loaded: StateDict = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    unexpected: dict[str, str] = field(default_factory=dict)
+    adapted: dict[str, str] = field(default_factory=dict)
+    problems: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, kind: str, name: str, reason: str | None) -> None:
+        """Add a name to `missing` or `unexpected` if there is a reason, else to the problems."""
+        if reason is None:
+            self.problems.setdefault(kind, []).append(name)
+        else:
+            getattr(self, kind)[name] = reason
 
 
-def _make_plan(weights: Weights, target: StateDict, prefix: str) -> _Plan:
-    plan = _Plan()
+def _match(weights: Weights, target: StateDict, prefix: str, network: Network) -> _Match:
+    """Find a place for every tensor, or the reason or the error that it has none.
+
+    Args:
+        weights: Weights under our names.
+        target: The model's tensors.
+        prefix: Start of the backbone's names in the model.
+        network: Description of the model's backbone.
+    """
+    match = _Match()
     root = prefix.removesuffix(PREFIX)
     for key, value in {**weights.ours, **weights.others}.items():
-        is_backbone = key.startswith(PREFIX) and key not in weights.others
-        name = prefix + key.removeprefix(PREFIX) if is_backbone else root + key
+        inside = key.removeprefix(PREFIX) if key not in weights.others else key
+        is_backbone = inside != key
+        name = (prefix if is_backbone else root) + inside
         # A bare backbone has no place for what stands beside one.
         current = target.get(name) if is_backbone or prefix else None
+        adapt = network.adapters.get(inside) if is_backbone else None
         if current is None:
-            plan.unexpected[name] = _why_unexpected(name, is_backbone, prefix, target)
+            reason = _why_unexpected(inside, is_backbone, prefix, target, network)
+            match.add('unexpected', name, reason)
         elif value.shape == current.shape:
-            plan.loaded[name] = value
+            match.loaded[name] = value
+        elif adapt and (adapted := adapt(value, current)):
+            match.loaded[name], match.adapted[name] = adapted
         elif not is_backbone and _is_class_count(name, value, current):
-            plan.missing[name] = (
+            match.missing[name] = (
                 f'another number of classes ({value.shape[0]} in the source, {current.shape[0]} in '
                 'the model)'
             )
-        elif name == f'{prefix}pos_embed.table' and value.shape[3] == current.shape[3]:
-            plan.loaded[name] = _resize_table(value, current)
-            plan.notes.append(
-                f'position table interpolated from {tuple(value.shape[1:3])} to '
-                f'{tuple(current.shape[1:3])}'
-            )
         else:
-            plan.misfits.append(f'{name} {tuple(value.shape)} -> {tuple(current.shape)}')
-    inside = {key.removeprefix(PREFIX) for key in weights.ours}
+            shapes = f'{name} {tuple(value.shape)} -> {tuple(current.shape)}'
+            match.add('other shapes (source -> model)', shapes, None)
     for name in target:
-        if name not in plan.loaded and name not in plan.missing:
-            plan.missing[name] = _why_missing(name, prefix, inside)
-    return plan
+        if name not in match.loaded and name not in match.missing:
+            match.add('missing', name, _why_missing(name, prefix, weights, network))
+    return match
 
 
 def _is_class_count(name: str, value: Tensor, current: Tensor) -> bool:
     """Whether a head's tensors differ in nothing but the number of rows."""
-    is_head = re.search(r'(^|[._])head\.', name) is not None
-    return is_head and value.ndim > 0 and value.shape[1:] == current.shape[1:]
+    in_head = any(part.endswith('head') for part in name.split('.'))
+    return in_head and value.ndim > 0 and value.shape[1:] == current.shape[1:]
 
 
-def _resize_table(value: Tensor, current: Tensor) -> Tensor:
-    """Interpolate a position table (1, h, w, C) bicubically, as the model does for an image."""
-    size = tuple(current.shape[1:3])
-    table = at_least_float32(value).permute(0, 3, 1, 2)
-    table = F.interpolate(table, size, mode='bicubic', align_corners=False)
-    return table.permute(0, 2, 3, 1).to(value.dtype)
-
-
-def _why_unexpected(name: str, is_backbone: bool, prefix: str, target: StateDict) -> str:
-    """Say why something in the source may be left over; `''` if it may not."""
-    inside = name.removeprefix(prefix)
+def _why_unexpected(
+    inside: str, is_backbone: bool, prefix: str, target: StateDict, network: Network
+) -> str | None:
+    """Say why weights may be left over; None if they may not."""
     if not is_backbone:
         if not prefix:
             return 'a backbone does not have what stood beside it in the source'
-        has_head = any(re.search(r'(^|\.)head\.fc\.', key) for key in target)
-        is_head = re.search(r'(^|\.)head\.fc\.', name) is not None
-        return 'the model is a classifier without a head' if is_head and not has_head else ''
-    if inside.startswith('pyramid.') and f'{prefix}pyramid.fpn1.0.weight' not in target:
-        return 'the model has no pyramid'
-    if inside.startswith('norm_list.'):
-        return 'the model does not norm all the maps that the source norms'
-    if match := re.match(r'(patch_embeds|blocks|pos_block)\.(\d+)\.', inside):
-        built = {
-            int(found[1])
-            for key in target
-            if (found := re.match(rf'{re.escape(prefix + match[1])}\.(\d+)\.', key))
-        }
-        if int(match[2]) > max(built, default=0):
+        head = prefix.removesuffix(PREFIX) + HEAD
+        has_head = any(key.startswith(head) for key in target)
+        is_head = inside.startswith(HEAD) and not has_head
+        return 'the model is a classifier without a head' if is_head else None
+    built = [key.removeprefix(prefix) for key in target if key.startswith(prefix)]
+    for part in network.optional_parts:
+        if part.covers(inside) and not any(map(part.covers, built)):
+            return part.unexpected
+    stack, *rest = inside.split('.')
+    if stack in network.stacks:
+        numbers = [int(key.split('.')[1]) for key in built if key.startswith(f'{stack}.')]
+        if int(rest[0]) > max(numbers, default=0):
             return 'the model ends before the last stage or block of its architecture'
-    return ''
+    return None
 
 
-def _why_missing(name: str, prefix: str, inside: set[str]) -> str:
-    """Say why something of the model may be missing; `''` if it may not."""
-    for part, reason in (
-        ('norm_list.', 'the source has no output norms'),
-        ('pyramid.', 'the source has no pyramid'),
-    ):
-        in_source = any(key.startswith(part) for key in inside)
-        if name.startswith(prefix + part) and not in_source:
-            return reason
-    if name.endswith('.num_batches_tracked'):
-        return "the source does not count BatchNorm's batches"
-    return ''
+def _why_missing(name: str, prefix: str, weights: Weights, network: Network) -> str | None:
+    """Say why the model may keep a value; None if it may not."""
+    if name.startswith(prefix):
+        inside = name.removeprefix(prefix)
+        given = [key.removeprefix(PREFIX) for key in weights.ours if key.startswith(PREFIX)]
+        for part in network.optional_parts:
+            if part.covers(inside) and not any(map(part.covers, given)):
+                return part.missing
+    is_head = name.startswith(prefix.removesuffix(PREFIX) + HEAD)
+    if is_head and prefix and not any(key.startswith(HEAD) for key in weights.ours):
+        return None if weights.is_whole else 'the source has no head'
+    return None
 
 
-def _check(plan: _Plan, weights: Weights, prefix: str, backbone: Backbone, num_target: int) -> None:
+def _check(match: _Match, weights: Weights, prefix: str, backbone: Backbone, total: int) -> None:
     """Raise CheckpointError if something does not fit."""
-    expected = looks_of_model(backbone)
-    looks = looks_of_weights(weights.ours, weights.dialect.network)
-    built = looks_of_weights(
-        {PREFIX + key: value for key, value in backbone.state_dict().items()}, expected.network
+    network = network_of(backbone)
+    expected = network.signature_of_model(backbone)
+    built = network.signature_of_weights(
+        {PREFIX + key: value for key, value in backbone.state_dict().items()}
     )
-    missing = [name for name, reason in plan.missing.items() if not reason]
-    unexpected = [name for name, reason in plan.unexpected.items() if not reason]
-    is_other = not (looks.fits(expected) or looks.fits(built))
-    if not (is_other or missing or unexpected or plan.misfits):
+    found = weights.signature
+    is_other = not (found.matches(expected) or found.matches(built))
+    if not (is_other or match.problems):
         return
     problems = []
     if is_other:
-        problems.append(f'the weights look like {looks}, the model is {expected}')
-    problems.append(f'{len(plan.loaded)} of {num_target} tensors of the model would be loaded')
-    if missing:
-        problems.append(f'missing {some_of(missing)}')
-    if unexpected:
-        problems.append(f'left over {some_of(unexpected)}')
-    if plan.misfits:
-        problems.append(f'other shapes (source -> model) {some_of(plan.misfits)}')
-    only_backbone = all(name.startswith(prefix) for name in plan.loaded)
-    if only_backbone and any(not name.startswith(prefix) for name in missing):
+        problems.append(f'the weights are {describe(found)}, the model is {describe(expected)}')
+    problems.append(f'{len(match.loaded)} of {total} tensors of the model would be loaded')
+    problems += [f'{kind} {some_of(names)}' for kind, names in match.problems.items()]
+    only_backbone = all(name.startswith(prefix) for name in match.loaded)
+    missing = match.problems.get('missing', [])
+    if only_backbone and not all(name.startswith(prefix) for name in missing):
         problems.append('to fill the backbone of a model alone, load into `model.backbone`')
     raise CheckpointError(f'weights do not fit ({weights.dialect.name}): {"; ".join(problems)}')

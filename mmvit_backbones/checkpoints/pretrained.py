@@ -18,7 +18,7 @@ class Pretrained:
     model. The report goes to the log.
 
     Args:
-        checkpoint: A `.pth` or `.safetensors` file or its URL.
+        checkpoint: A name of `list_pretrained()`, a `.pth` or `.safetensors` file, or its address.
         dialect: The source whose names it has; `'auto'` tells it by the keys.
         sha256: Expected SHA-256 of the file, or the first digits of it.
     """

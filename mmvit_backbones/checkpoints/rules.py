@@ -8,7 +8,9 @@ without one side drops the key on the way to that side.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from mmvit_backbones.checkpoints.errors import CheckpointError, some_of
 
 StateDict = dict[str, Tensor]
 Rule = tuple[str | None, str | None]
+Value = TypeVar('Value')
 
 _WILDCARDS = re.compile(r'[#*]')
 
@@ -70,8 +73,11 @@ def rename(state_dict: Mapping[str, Tensor], rules: Iterable[Rule], to_ours: boo
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
-    regex = re.escape(pattern).replace(r'\#', r'(\d+)').replace(r'\*', r'([a-z_]+)')
-    return re.compile(regex)
+    return re.compile(_regex(pattern))
+
+
+def _regex(pattern: str) -> str:
+    return re.escape(pattern).replace(r'\#', r'(\d+)').replace(r'\*', r'([a-z_]+)')
 
 
 def _fill(target: str, values: Sequence[str]) -> str:
@@ -79,43 +85,70 @@ def _fill(target: str, values: Sequence[str]) -> str:
     return _WILDCARDS.sub(lambda _: next(remaining), target)
 
 
-def join(state_dict: StateDict, owner: str, parts: Sequence[str], whole: str) -> StateDict:
-    """Stack the rows of layers into one layer, such as q, k and v into qkv.
+def find(state_dict: Mapping[str, Value], pattern: str) -> dict[tuple[int, ...], Value]:
+    """Return what stands under the keys of a pattern, by the numbers in the key, in their order."""
+    regex = _compile(pattern)
+    found = {
+        tuple(map(int, match.groups())): value
+        for key, value in state_dict.items()
+        if (match := regex.fullmatch(key))
+    }
+    return dict(sorted(found.items()))
+
+
+def matches(pattern: str, key: str) -> bool:
+    """Whether a pattern matches a key in full."""
+    return _compile(pattern).fullmatch(key) is not None
+
+
+@dataclass(frozen=True)
+class Step:
+    """A change of tensors that renaming cannot express, and its inverse.
+
+    Attributes:
+        to_ours: From a source's tensors, already under our names, to ours.
+        to_theirs: The way back.
+    """
+
+    to_ours: Callable[[StateDict], StateDict]
+    to_theirs: Callable[[StateDict], StateDict]
+
+    @property
+    def inverse(self) -> Step:
+        """The same change in the other direction."""
+        return Step(self.to_theirs, self.to_ours)
+
+
+def joined(owner: str, parts: Mapping[str, int], whole: str) -> Step:
+    """Return the step that stacks the rows of layers into one layer, such as q, k, v into qkv.
 
     Args:
-        state_dict: Weights.
-        owner: Regular expression of the module that owns the layers.
-        parts: Names of the layers, in the order of their rows.
+        owner: Pattern of the module that owns the layers.
+        parts: Names of the layers, in the order of their rows -> share of the rows.
         whole: Name of the joined layer.
-
-    Raises:
-        CheckpointError: If one of the parts is not there.
     """
-    regex = re.compile(rf'({owner})\.{parts[0]}\.(weight|bias)')
+    return Step(
+        lambda weights: _join(weights, owner, tuple(parts), whole),
+        lambda weights: _split(weights, owner, whole, parts),
+    )
+
+
+def _join(state_dict: StateDict, owner: str, parts: Sequence[str], whole: str) -> StateDict:
+    regex = re.compile(rf'({_regex(owner)})\.{parts[0]}\.(weight|bias)')
     joined = dict(state_dict)
     for key in state_dict:
         if match := regex.fullmatch(key):
-            names = [f'{match[1]}.{part}.{match[2]}' for part in parts]
+            module, kind = match[1], match.groups()[-1]
+            names = [f'{module}.{part}.{kind}' for part in parts]
             missing = [name for name in names if name not in joined]
             if missing:
                 raise CheckpointError(f'{key!r} is there, but not {", ".join(missing)}')
-            joined[f'{match[1]}.{whole}.{match[2]}'] = torch.cat([joined.pop(n) for n in names])
+            joined[f'{module}.{whole}.{kind}'] = torch.cat([joined.pop(n) for n in names])
     return joined
 
 
-def split(state_dict: StateDict, owner: str, whole: str, parts: Mapping[str, int]) -> StateDict:
-    """Cut the rows of a layer into several layers; undoes `join`.
-
-    Args:
-        state_dict: Weights.
-        owner: Regular expression of the module that owns the layer.
-        whole: Name of the layer.
-        parts: Names of the new layers, in the order of their rows -> share of the rows.
-
-    Raises:
-        CheckpointError: If the rows cannot be shared out.
-    """
-    regex = re.compile(rf'({owner})\.{whole}\.(weight|bias)')
+def _split(state_dict: StateDict, owner: str, whole: str, parts: Mapping[str, int]) -> StateDict:
+    regex = re.compile(rf'({_regex(owner)})\.{whole}\.(weight|bias)')
     cut = dict(state_dict)
     for key, value in state_dict.items():
         if match := regex.fullmatch(key):
@@ -127,17 +160,30 @@ def split(state_dict: StateDict, owner: str, whole: str, parts: Mapping[str, int
             pieces = value.split([unit * share for share in parts.values()])
             for part, piece in zip(parts, pieces, strict=True):
                 # A copy: pieces that share memory could not be saved as .safetensors.
-                cut[f'{match[1]}.{part}.{match[2]}'] = piece.clone()
+                cut[f'{match[1]}.{part}.{match.groups()[-1]}'] = piece.clone()
             del cut[key]
     return cut
 
 
-def reshape(state_dict: StateDict, pattern: str, shape: Sequence[int]) -> StateDict:
-    """View the tensors whose key matches `pattern` in full as `shape`; -1 once, 0 keeps a side."""
-    regex = re.compile(pattern)
+def reshaped(patterns: Sequence[str], ours: Sequence[int], theirs: Sequence[int]) -> Step:
+    """Return the step that views the tensors of some keys in another shape.
+
+    Args:
+        patterns: Patterns of the keys.
+        ours: Our shape; -1 once, 0 keeps a side.
+        theirs: The source's shape, in the same way.
+    """
+    return Step(
+        lambda weights: _reshape(weights, patterns, ours),
+        lambda weights: _reshape(weights, patterns, theirs),
+    )
+
+
+def _reshape(state_dict: StateDict, patterns: Sequence[str], shape: Sequence[int]) -> StateDict:
+    regexes = [_compile(pattern) for pattern in patterns]
     return {
         key: value.reshape([value.shape[i] if n == 0 else n for i, n in enumerate(shape)])
-        if regex.fullmatch(key)
+        if any(regex.fullmatch(key) for regex in regexes)
         else value
         for key, value in state_dict.items()
     }

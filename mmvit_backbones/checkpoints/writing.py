@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from mmvit_backbones.checkpoints.converting import Conversion, convert
-from mmvit_backbones.checkpoints.reading import file_sha256, find_file, read_file, unwrap
+from mmvit_backbones.checkpoints.download import file_sha256
+from mmvit_backbones.checkpoints.reading import find_file, read_file, unwrap
 from mmvit_backbones.checkpoints.rules import StateDict
 
 PICKLES = ('.pth', '.pt')
@@ -24,7 +25,7 @@ def convert_file(
     """Convert a checkpoint to the names of another source.
 
     Args:
-        source: Path or URL.
+        source: What `load_checkpoint` takes, but a state dict.
         destination: Path; `.safetensors` is added if it has no suffix. A `.pth` file holds the
             weights under `state_dict` and keeps `meta`, such as the names of the classes.
         to: See `convert_state_dict`.
@@ -51,7 +52,7 @@ def publish_file(source: str, destination: str) -> Path:
     averaging keeps.
 
     Args:
-        source: Path or URL.
+        source: What `load_checkpoint` takes, but a state dict.
         destination: Path, to whose stem a hyphen and the first 8 digits of the file's SHA-256 are
             added; `.pth` is added if it has no suffix.
 

@@ -21,7 +21,8 @@ from vit_pytorch.xcit import XCiT as VitPytorchXCiT
 from mmvit_backbones import TwinsSVT, XCiT
 from mmvit_backbones.backbones.twins_svt import TwinsSVTArch
 from mmvit_backbones.backbones.xcit import XCiTArch
-from mmvit_backbones.factory import Classifier, average_pooling_of
+from mmvit_backbones.checkpoints.networks import network_of
+from mmvit_backbones.models import Classifier
 from mmvit_backbones.necks import ClassAttentionPooling
 from tests.utils import randomize
 
@@ -49,7 +50,7 @@ def classifier(arch: Arch, patch_size: int = 16, num_classes: int = CLASSES) -> 
     """Our classifier of an architecture, at random and in float64."""
     if isinstance(arch, TwinsSVTArch):
         twins = TwinsSVT(arch, out_indices=(len(arch.stages) - 1,), out_norm=False)
-        model = Classifier(twins, average_pooling_of(twins), num_classes)
+        model = Classifier(twins, network_of(twins).pooling(twins), num_classes)
     else:
         xcit = XCiT(arch, patch_size, out_indices=(arch.depth - 1,), pyramid=False)
         model = Classifier(xcit, ClassAttentionPooling(**arch.class_attention), num_classes)

@@ -209,7 +209,7 @@ def test_official_dense_copies() -> None:
         assert_same(other.state_dict(), xcit.state_dict())
 
 
-@pytest.mark.parametrize('name', list_models())
+@pytest.mark.parametrize('name', [n for n in list_models() if n != 'xcit_vit_pytorch'])
 def test_full_size_keys(name: str) -> None:
     """All names and shapes at full size, without values."""
     with without_values():
@@ -266,9 +266,9 @@ def test_wrong_arguments() -> None:
         convert_state_dict(weights, TWINS, 'tim')
     with pytest.raises(ValueError, match=r"arch must be one of .*'twins_svt_base'.*got 'small'"):
         convert_state_dict(weights, 'small', 'timm')
-    with pytest.raises(TypeError, match='arch must be a name'):
+    with pytest.raises(TypeError, match='arch must be the name of a model'):
         convert_state_dict(weights, {'embed_dims': 1}, 'timm')
-    with pytest.raises(ValueError, match='arch is twins_svt_small, but the weights look like a'):
+    with pytest.raises(ValueError, match='arch is twins_svt_small, but the weights are a'):
         convert_state_dict(weights, 'twins_svt_small', 'timm')
     with pytest.raises(ValueError, match="'vit-pytorch', which has another structure"):
         convert_state_dict(weights, TWINS, 'vit-pytorch')
@@ -279,7 +279,7 @@ def test_wrong_arguments() -> None:
 @pytest.mark.parametrize('dialect', ['official', 'timm', 'mmpretrain'])
 def test_vit_pytorch_structure_stays(dialect: str) -> None:
     weights = classifier(VIT_PYTORCH_XCIT).state_dict()
-    with pytest.raises(ValueError, match='weights in the vit-pytorch layout cannot be converted'):
+    with pytest.raises(ValueError, match="weights of variant 'vit-pytorch' cannot be converted"):
         convert_state_dict(weights, VIT_PYTORCH_XCIT, dialect)
 
 

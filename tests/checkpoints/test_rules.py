@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmvit_backbones.checkpoints import CheckpointError
-from mmvit_backbones.checkpoints.rules import join, rename, reshape, split, under
+from mmvit_backbones.checkpoints.rules import find, joined, rename, reshaped, under
 from tests.checkpoints.peers import assert_same
 
 RULES = (
@@ -57,30 +57,40 @@ def test_two_keys_with_one_name() -> None:
         rename({'a': ONE, 'b': ONE}, rules, to_ours=True)
 
 
-def test_join_undoes_split() -> None:
+def test_join_and_its_inverse() -> None:
     whole = {'attn.0.qkv.weight': torch.arange(18.0).view(6, 3), 'attn.0.qkv.bias': torch.ones(6)}
-    parts = split(whole, r'attn\.\d', 'qkv', {'q': 1, 'kv': 2})
+    step = joined('attn.#', {'q': 1, 'kv': 2}, 'qkv')
+    parts = step.to_theirs(whole)
     assert {key: tuple(value.shape) for key, value in parts.items()} == {
         'attn.0.q.weight': (2, 3),
         'attn.0.kv.weight': (4, 3),
         'attn.0.q.bias': (2,),
         'attn.0.kv.bias': (4,),
     }
-    assert_same(join(parts, r'attn\.\d', ('q', 'kv'), 'qkv'), whole)
+    assert_same(step.to_ours(parts), whole)
+    assert_same(step.inverse.to_ours(whole), parts)
 
 
 def test_join_and_split_of_wrong_layers() -> None:
     with pytest.raises(
         CheckpointError, match=r"'attn\.q\.weight' is there, but not attn\.v\.weight"
     ):
-        join({'attn.q.weight': ONE}, 'attn', ('q', 'v'), 'qv')
+        joined('attn', {'q': 1, 'v': 1}, 'qv').to_ours({'attn.q.weight': ONE})
     with pytest.raises(CheckpointError, match='has 4 rows, not a multiple of 3'):
-        split({'attn.qkv.weight': torch.ones(4)}, 'attn', 'qkv', {'q': 1, 'k': 1, 'v': 1})
+        joined('attn', {'q': 1, 'k': 1, 'v': 1}, 'qkv').to_theirs({'attn.qkv.bias': torch.ones(4)})
 
 
 def test_reshape() -> None:
-    weights = {'norm.weight': torch.ones(1, 3, 1, 1), 'fc.weight': torch.ones(2, 3, 1, 1)}
-    weights = reshape(weights, r'norm\.weight', (-1,))
-    weights = reshape(weights, r'fc\.weight', (0, 0))
-    assert weights['norm.weight'].shape == (3,)
-    assert weights['fc.weight'].shape == (2, 3)
+    weights = {'norm.0.weight': torch.ones(1, 3, 1, 1), 'fc.weight': torch.ones(2, 3, 1, 1)}
+    step = reshaped(('norm.#.*',), ours=(-1,), theirs=(1, -1, 1, 1))
+    ours = reshaped(('fc.weight',), ours=(0, 0), theirs=(0, 0, 1, 1)).to_ours(step.to_ours(weights))
+    assert ours['norm.0.weight'].shape == (3,)
+    assert ours['fc.weight'].shape == (2, 3)
+    assert step.to_theirs(ours)['norm.0.weight'].shape == (1, 3, 1, 1)
+
+
+def test_find() -> None:
+    weights = {'a.10.b.0': 'last', 'a.2.b.1': 'second', 'a.2.b.0': 'first', 'a.x.b.0': 'no number'}
+    assert find(weights, 'a.#.b.#') == {(2, 0): 'first', (2, 1): 'second', (10, 0): 'last'}
+    assert list(find(weights, 'a.#.b.#')) == [(2, 0), (2, 1), (10, 0)]
+    assert find(weights, 'a.#') == {}

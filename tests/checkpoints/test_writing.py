@@ -62,7 +62,7 @@ def test_convert_to_pth(path: Path, tmp_path: Path) -> None:
 
 
 def test_convert_checks_the_architecture(path: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match='arch is twins_svt_base, but the weights look like a'):
+    with pytest.raises(ValueError, match='arch is twins_svt_base, but the weights are a'):
         convert_file(str(path), str(tmp_path / 'new'), arch='twins_svt_base')
     assert not (tmp_path / 'new.safetensors').exists()
     with pytest.raises(ValueError, match=r"destination must end in .*got '.*new\.bin'"):

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from mmvit_backbones import TwinsSVT, XCiT, create_model, list_models
-from mmvit_backbones.factory import Classifier, average_pooling_of
-from mmvit_backbones.necks import ClassAttentionPooling
-from tests.oracles import xcit_from_timm, xcit_from_vit_pytorch
+from mmvit_backbones import TwinsSVT, XCiT, create_model, list_models, load_checkpoint
+from mmvit_backbones.complexity import count_parameters
+from mmvit_backbones.models import Classifier
+from tests.checkpoints.peers import without_values
+from tests.oracles import xcit_from_timm
 from tests.utils import max_error, randomize
 
 TWINS = [f'twins_svt_{size}' for size in ('small', 'base', 'large')]
@@ -25,6 +26,7 @@ XCITS = [
     for size in ('nano_12', 'tiny_12', 'tiny_24', 'small_12', 'small_24', 'medium_24', 'large_24')
     for patch_size in (8, 16)
 ]
+ROBUST = [f'xcit_{size}_12_p{patch_size}' for size in ('medium', 'large') for patch_size in (8, 16)]
 SMALLEST = ['twins_svt_small', 'twins_svt_vit_pytorch', 'xcit_nano_12_p16', 'xcit_nano_12_p8']
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -44,7 +46,8 @@ def take(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def test_names() -> None:
-    assert list_models() == [*TWINS, 'twins_svt_vit_pytorch', *XCITS]
+    names = [*TWINS, 'twins_svt_vit_pytorch', *XCITS, *ROBUST, 'xcit_vit_pytorch']
+    assert list_models() == names
 
 
 @pytest.mark.parametrize('name', list_models())
@@ -132,43 +135,67 @@ def test_xcit_logits_equal_timms(name: str) -> None:
         assert max_error(model(x), reference(x)) <= 1e-9
 
 
-def test_vit_pytorch_xcit_logits() -> None:
+def test_vit_pytorch_xcit_by_name() -> None:
+    """The structure by its own names of sizes, with that package's weights."""
     from vit_pytorch.xcit import XCiT as Reference
 
     reference = Reference(
-        image_size=64,
+        image_size=128,
         patch_size=16,
-        num_classes=7,
-        dim=24,
-        depth=3,
+        num_classes=10,
+        dim=96,
+        depth=8,
         cls_depth=2,
-        heads=3,
-        mlp_dim=40,
-        dim_head=8,
+        heads=4,
+        mlp_dim=192,
+        dim_head=32,
     )
     reference = randomize(reference).double().eval()
-    arch = dict(
-        embed_dims=24,
-        depth=3,
-        num_heads=3,
-        head_dims=8,
-        mlp_dims=40,
-        variant='vit-pytorch',
-        grid_size=(4, 4),
+    sizes = dict(
+        image_size=128,
+        patch_size=16,
+        embed_dims=96,
+        depth=8,
+        num_heads=4,
+        mlp_dims=192,
+        head_dims=32,
+        cls_depth=2,
     )
-    xcit = XCiT(arch, patch_size=16, out_indices=(2,), pyramid=False)
-    model = Classifier(xcit, ClassAttentionPooling(**xcit.arch.class_attention), num_classes=7)
-    backbone, neck = xcit_from_vit_pytorch(reference.state_dict(), patch_size=16)
-    load_classifier(model, backbone, neck, take(reference.state_dict(), 'mlp_head.1.'))
-    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    model = create_model('xcit_vit_pytorch', num_classes=10, **sizes).double().eval()
+    assert count_parameters(model) == count_parameters(reference)
+    report = load_checkpoint(model, reference.state_dict())
+    assert (report.dialect, report.missing, report.unexpected) == ('vit-pytorch', (), ())
+    x = torch.randn(2, 3, 128, 128, dtype=torch.float64)
     with torch.no_grad():
         assert max_error(model(x), reference(x)) <= 1e-9
+
+    backbone = create_model('xcit_vit_pytorch', **sizes)
+    assert [tuple(m.shape[1:]) for m in backbone(torch.randn(1, 3, 128, 128))] == [
+        (96, 32, 32),
+        (96, 16, 16),
+        (96, 8, 8),
+        (96, 4, 4),
+    ]
+    report = load_checkpoint(backbone, reference.state_dict())
+    assert {name.split('.')[0] for name in report.missing} == {'pyramid'}
+    single = create_model('xcit_vit_pytorch', pyramid=False, **sizes).double().eval()
+    assert load_checkpoint(single, reference.state_dict()).missing == ()
+    with torch.no_grad():
+        assert max_error(single(x)[-1], model.forward_features(x)) == 0
+
+
+def test_sizes_of_vit_pytorchs_xcit() -> None:
+    model = create_model('xcit_vit_pytorch', num_classes=2, depth=2, image_size=64, patch_size=4)
+    assert model(IMAGES).shape == (2, 2)
+    assert model.out_strides == (4,)
+    with pytest.raises(ValueError, match='patch_size must divide image_size 100, got 16'):
+        create_model('xcit_vit_pytorch', image_size=100)
+    with pytest.raises(TypeError, match='dims'):
+        create_model('xcit_vit_pytorch', dims=64)
 
 
 def test_vit_pytorch_twins_logits() -> None:
     from vit_pytorch.twins_svt import TwinsSVT as Reference
-
-    from mmvit_backbones import load_checkpoint
 
     reference = randomize(Reference(num_classes=7)).double().eval()
     model = create_model('twins_svt_vit_pytorch', num_classes=7)
@@ -181,11 +208,12 @@ def test_vit_pytorch_twins_logits() -> None:
 
 
 def test_neck_of_vit_pytorchs_twins_has_no_norm() -> None:
-    has_norm = {
-        arch: bool(list(average_pooling_of(TwinsSVT(arch, out_indices=(3,))).parameters()))
-        for arch in ('small', 'vit-pytorch')
-    }
-    assert has_norm == {'small': True, 'vit-pytorch': False}
+    has_norm = {}
+    for name in ('twins_svt_small', 'twins_svt_vit_pytorch'):
+        with without_values():
+            neck = create_model(name, num_classes=2).neck
+        has_norm[name] = bool(list(neck.parameters()))
+    assert has_norm == {'twins_svt_small': True, 'twins_svt_vit_pytorch': False}
 
 
 def same(first: nn.Module, second: nn.Module) -> bool:
@@ -249,3 +277,80 @@ def test_state_dicts_are_those_of_mmpretrain() -> None:
     classifier.load_state_dict(twins.state_dict(), strict=True)
     with torch.no_grad():
         assert torch.equal(classifier(IMAGES, mode='tensor'), twins.eval()(IMAGES))
+
+
+@pytest.mark.parametrize('name', ['twins_svt_small', 'xcit_nano_12_p16'])
+def test_timm_habits_of_a_backbone(name: str) -> None:
+    model = create_model(name)
+    info = model.feature_info
+    assert info.channels() == list(model.out_channels)
+    assert info.reduction() == [4, 8, 16, 32]
+    assert [entry['module'] for entry in info] == info.module_name()
+    modules = dict(model.named_modules())
+    assert all(module in modules for module in info.module_name())
+    with torch.no_grad():
+        maps = model.eval().forward_features(IMAGES)
+        assert all(torch.equal(a, b) for a, b in zip(maps, model(IMAGES), strict=True))
+
+
+@pytest.mark.parametrize('name', ['twins_svt_small', 'xcit_nano_12_p16'])
+def test_timm_habits_of_a_classifier(name: str) -> None:
+    model = create_model(name, num_classes=3).eval()
+    theirs = timm.create_model(name if 'twins' in name else f'{name}_224', num_classes=3).eval()
+    (last,) = model.feature_info
+    assert last['num_chs'] == theirs.feature_info[-1]['num_chs']
+    assert last['reduction'] == theirs.feature_info[-1]['reduction']
+    assert last['module'] in dict(model.named_modules())
+    with torch.no_grad():
+        features = model.forward_features(IMAGES)
+        assert features.shape == (2, last['num_chs'], *(64 // last['reduction'],) * 2)
+        assert torch.equal(model.forward_head(features), model(IMAGES))
+        assert torch.equal(model.forward_head(features, pre_logits=True), model.features(IMAGES))
+    assert model.get_classifier() is model.head.fc
+    model.double().reset_classifier(7)
+    assert model.get_classifier().weight.shape == (7, last['num_chs'])
+    assert model(IMAGES.double()).shape == (2, 7)
+    model.reset_classifier(0)
+    assert model(IMAGES.double()).shape == (2, last['num_chs'])
+    assert model.num_classes == 0
+
+
+@pytest.mark.parametrize('num_classes', [None, 3])
+def test_grad_checkpointing(num_classes: int | None) -> None:
+    """It saves tensors between forward and backward, and changes no gradient."""
+    model = create_model('xcit_nano_12_p16', num_classes=num_classes).eval()
+    results = {}
+    for enable in (True, False):
+        model.set_grad_checkpointing(enable)
+        saved = 0
+
+        def pack(x: Tensor) -> Tensor:
+            nonlocal saved
+            saved += x.numel()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            out = model(IMAGES)
+        loss = out.sum() if num_classes else sum(m.sum() for m in out)
+        results[enable] = saved, torch.autograd.grad(loss, list(model.parameters()))
+    assert results[True][0] < 0.5 * results[False][0]
+    for a, b in zip(results[True][1], results[False][1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('name', 'theirs'),
+    [
+        ('twins_svt_base', 'twins_svt_base.in1k'),
+        ('xcit_tiny_24_p8', 'xcit_tiny_24_p8_224.fb_in1k'),
+    ],
+)
+def test_pretrained_cfg_is_timms(name: str, theirs: str) -> None:
+    with without_values():
+        ours = create_model(name, num_classes=2).pretrained_cfg
+        assert create_model(name).pretrained_cfg == ours
+    expected = timm.get_pretrained_cfg(theirs)
+    for key in ('input_size', 'interpolation', 'crop_pct', 'mean', 'std', 'num_classes'):
+        assert ours[key] == getattr(expected, key), key
+    assert ours['url'] == f'https://huggingface.co/timm/{theirs}/resolve/main/model.safetensors'
+    assert (ours['architecture'], ours['tag']) == (name, 'in1k')
