@@ -67,7 +67,7 @@ def read_weights(
     if not has_prefix:
         inside, outside = outside, {}
     network, dialect = source or _detect(inside)
-    is_classifier = bool(outside) and all(key.startswith(dialect.beside) for key in outside)
+    is_classifier = bool(outside) and all(key.startswith(dialect.head_prefixes) for key in outside)
     if is_classifier or not has_prefix:
         return Weights(network, dialect, dialect.read({**inside, **outside}), {}, is_whole=False)
     ours = dialect.read(inside)
@@ -100,11 +100,13 @@ def _write_weights(weights: Weights, dialect: Dialect) -> StateDict:
             'another structure'
         )
     theirs = dialect.write(weights.ours)
-    is_classifier = any(key.startswith(dialect.beside) for key in theirs) and not weights.is_whole
+    is_classifier = (
+        any(key.startswith(dialect.head_prefixes) for key in theirs) and not weights.is_whole
+    )
     if not (is_classifier or weights.is_whole):
         return theirs
-    beside = dialect.beside if is_classifier else ()
-    named = {k if k.startswith(beside) else PREFIX + k: v for k, v in theirs.items()}
+    head_prefixes = dialect.head_prefixes if is_classifier else ()
+    named = {k if k.startswith(head_prefixes) else PREFIX + k: v for k, v in theirs.items()}
     return {**named, **weights.others}
 
 

@@ -34,7 +34,7 @@ class Dialect:
             that makes it; None for our own names.
         required: Keys that are all in such weights; none if nothing tells them from another source.
         forbidden: Keys of which none is.
-        beside: Prefixes of what stands beside `backbone.` in this source's classifiers.
+        head_prefixes: Prefixes of this source's classifier keys outside the backbone.
         steps: Changes of tensors after renaming to our names.
         variant: The only variant that the source has; None for any.
     """
@@ -43,7 +43,7 @@ class Dialect:
     rules: tuple[Rule, ...] | Callable[[Mapping[str, Tensor], bool], Iterable[Rule]] | None
     required: tuple[str, ...] = ()
     forbidden: tuple[str, ...] = ()
-    beside: tuple[str, ...] = ()
+    head_prefixes: tuple[str, ...] = ()
     steps: tuple[Step, ...] = ()
     variant: str | None = PAPER
 
@@ -62,7 +62,9 @@ class Dialect:
             CheckpointError: If a key has no rule.
         """
         if self.rules is None:
-            return {k if k.startswith(self.beside) else PREFIX + k: v for k, v in theirs.items()}
+            return {
+                k if k.startswith(self.head_prefixes) else PREFIX + k: v for k, v in theirs.items()
+            }
         rules = self.rules(theirs, True) if callable(self.rules) else self.rules
         ours = rename(theirs, rules, to_ours=True)
         for step in self.steps:

@@ -148,7 +148,7 @@ def _match(weights: Weights, target: StateDict, prefix: str, network: Network) -
         inside = key.removeprefix(PREFIX) if key not in weights.others else key
         is_backbone = inside != key
         name = (prefix if is_backbone else root) + inside
-        # A bare backbone has no place for what stands beside one.
+        # A bare backbone has no parameters for the neck and head.
         current = target.get(name) if is_backbone or prefix else None
         adapt = network.adapters.get(inside) if is_backbone else None
         if current is None:
@@ -184,7 +184,7 @@ def _why_unexpected(
     """Say why weights may be left over; None if they may not."""
     if not is_backbone:
         if not prefix:
-            return 'a backbone does not have what stood beside it in the source'
+            return 'a backbone has no parameters for the neck and head of the source'
         head = prefix.removesuffix(PREFIX) + HEAD
         has_head = any(key.startswith(head) for key in target)
         is_head = inside.startswith(HEAD) and not has_head

@@ -83,6 +83,8 @@ def _conv_norm(
     if isinstance(norm, _BatchNorm) and _is_constant(norm):
         weight, bias = _fold(norm, weight, bias)
         norm = None
+    if isinstance(norm, nn.Identity):  # folded by `fuse`
+        norm = None
     dtype = compute_dtype(x)
     fuses_gelu = (
         mode == INFERENCE

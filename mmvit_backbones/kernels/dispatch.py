@@ -1,7 +1,8 @@
 """Which kernel serves which layer, on which device, in which mode.
 
-A call of a `replaceable` reference arrives at `Dispatcher`. It looks up the reference's row in
-`TABLE` and runs the row's kernel, unless something speaks against it; then it runs the reference.
+A call of a `replaceable` function arrives at `Dispatcher`. It looks up the kernel in
+`BRANCH_KERNELS` or `FUNCTION_KERNELS` and runs it, unless there is a reason not to; then it runs
+the reference.
 """
 
 from __future__ import annotations

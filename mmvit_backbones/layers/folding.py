@@ -19,8 +19,8 @@ Scale = Tensor | float  # LayerScale (C); 1.0 once it is folded
 @torch.no_grad()
 def fold_norm(norm: nn.Module, *layers: nn.Module) -> None:
     """Move the affine part of a LayerNorm into all the linear layers that read its output."""
-    if not isinstance(norm, nn.LayerNorm) or norm.weight is None:
-        return  # not a LayerNorm, or folded before
+    if not isinstance(norm, nn.LayerNorm) or norm.weight is None or norm.bias is None:
+        return  # not a LayerNorm with both, or folded before
     if not is_plain(norm) or not all(isinstance(layer, nn.Linear) for layer in layers):
         return
     if not all(map(is_plain, layers)):

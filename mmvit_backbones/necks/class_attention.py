@@ -20,18 +20,18 @@ from mmvit_backbones.registry import MODELS
 
 @MODELS.register_module()
 class ClassAttentionPooling(BaseModule):
-    """A class token that attends to the last map (XCiT, arXiv 2106.09681, section 3.3).
+    """A class token that attends to the last feature map (XCiT, arXiv 2106.09681, section 3.3).
 
     `XCiTArch.class_attention` gives the arguments that go with an architecture.
 
     Args:
-        in_channels: Channels of the map.
+        in_channels: Channels of the feature map.
         num_heads: Attention heads.
         head_dims: Channels a head; `in_channels / num_heads` by default.
         mlp_dims: Width of the MLPs; 4 * `in_channels` by default.
         num_layers: Class-attention layers.
         layer_scale: Initial factor of residual branches; None for vit-pytorch's rule by layer.
-        tokens_norm: Norm the patch tokens before the MLPs too, as in all the paper's sizes but
+        tokens_norm: Normalize the patch tokens before the MLPs too, as in all the paper's sizes but
             nano; without effect in vit-pytorch's structure.
         variant: `'paper'` for the authors' structure, `'vit-pytorch'` for that package's.
         drop_rate: Dropout probability of branch outputs and in the MLPs.
@@ -95,7 +95,7 @@ class ClassAttentionPooling(BaseModule):
             nn.init.normal_(self.cls_token)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor]:
-        """Pool the last of some maps (B, C, H, W) to (B, C)."""
+        """Pool the last of the feature maps (B, C, H, W) to (B, C)."""
         patches = self.patch_norm(maps[-1].flatten(2).transpose(1, 2))  # (B, N, C)
         cls_token = self.cls_token.expand(patches.shape[0], -1, -1)
         for block in self.cls_attn_blocks:

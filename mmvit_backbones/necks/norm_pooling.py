@@ -15,11 +15,11 @@ from mmvit_backbones.registry import MODELS
 
 @MODELS.register_module()
 class NormAveragePooling(BaseModule):
-    """LayerNorm of every token of the last map, then their mean (arXiv 2104.13840).
+    """LayerNorm of every token of the last feature map, then their mean (arXiv 2104.13840).
 
     Args:
-        in_channels: Channels of the map.
-        norm: Norm the tokens; the package vit-pytorch does not.
+        in_channels: Channels of the feature map.
+        norm: Normalize the tokens; the package vit-pytorch does not.
         norm_eps: Epsilon of the norm.
         init_cfg: What MMEngine's `init_weights()` shall do.
     """
@@ -35,5 +35,5 @@ class NormAveragePooling(BaseModule):
         self.norm = nn.LayerNorm(in_channels, eps=norm_eps) if norm else nn.Identity()
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor]:
-        """Pool the last of some maps (B, C, H, W) to (B, C)."""
+        """Pool the last of the feature maps (B, C, H, W) to (B, C)."""
         return (self.norm(maps[-1].permute(0, 2, 3, 1)).mean(dim=(1, 2)),)

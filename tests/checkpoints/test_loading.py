@@ -115,7 +115,7 @@ def test_imagenet_file_into_dense_twins() -> None:
     )
     assert report.notes == (
         'the source has no output norms',
-        'a backbone does not have what stood beside it in the source',
+        'a backbone has no parameters for the neck and head of the source',
     )
     for before, after in zip(norms, model.norm_list.state_dict().values(), strict=True):
         assert torch.equal(before, after)
@@ -328,7 +328,7 @@ def test_backbone_of_a_detector_file() -> None:
     model = TwinsSVT(TWINS)
     report = load_checkpoint(model, first.state_dict())
     assert not report.missing
-    assert report.notes == ('a backbone does not have what stood beside it in the source',)
+    assert report.notes == ('a backbone has no parameters for the neck and head of the source',)
     assert_same(model.state_dict(), first.backbone.state_dict())
 
 

@@ -103,7 +103,7 @@ TOY = Network(
             'ours',
             None,
             required=('shift', 'blocks.#.weight'),
-            beside=('neck.norm.', 'head.fc.'),
+            head_prefixes=('neck.norm.', 'head.fc.'),
             variant=None,
         ),
     ),

@@ -287,7 +287,7 @@ TWINS_SVT = Network(
             'mmpretrain',
             _mmpretrain,
             required=('stages.#.#.norm1.weight', 'position_encodings.#.proj.weight'),
-            beside=(HEAD,),
+            head_prefixes=(HEAD,),
         ),
         Dialect(
             'mmseg',
@@ -315,7 +315,7 @@ TWINS_SVT = Network(
             None,
             required=(_BLOCK,),
             forbidden=('norm.weight',),
-            beside=_CLASSIFIER,
+            head_prefixes=_CLASSIFIER,
             variant=None,
         ),
     ),

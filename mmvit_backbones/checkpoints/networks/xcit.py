@@ -380,7 +380,7 @@ XCIT = Network(
             'mmpretrain',
             _MMPRETRAIN,
             required=('xca_layers.#.attn.temperature',),
-            beside=(HEAD,),
+            head_prefixes=(HEAD,),
             steps=(_JOIN_Q_K_V,),
         ),
         Dialect(
@@ -398,7 +398,7 @@ XCIT = Network(
             None,
             required=('blocks.#.attn.temperature',),
             forbidden=('pos_embeder.token_projection.weight', 'cls_attn_blocks.#.attn.q.weight'),
-            beside=_CLASSIFIER,
+            head_prefixes=_CLASSIFIER,
             variant=None,
         ),
     ),
