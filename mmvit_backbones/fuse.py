@@ -14,8 +14,8 @@ def fuse(model: Model) -> Model:
     """Return a copy of a model for inference, which computes the same with fewer steps.
 
     Each layer folds what it can: LayerScale into the last layer of its branch, the affine part of
-    norms into the linear layers that alone follow, BatchNorm into the convolution before it. Layers
-    that are quantized, adapted or hooked stay as they are, and so do norms whose output is
+    a norm into the linear layers that read its output, BatchNorm into the convolution before it.
+    Layers that are quantized, adapted or hooked stay as they are, and so do norms whose output is
     zero-padded afterwards, where a shift would become visible at the border. The copy cannot be
     trained, and its state dict does not fit the original.
 

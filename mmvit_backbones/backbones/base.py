@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from mmvit_backbones.backbones.feature_info import FeatureInfo
-from mmvit_backbones.layers.seam import Dispatcher, get_dispatcher, use_dispatcher
+from mmvit_backbones.layers.seam import Dispatch, get_dispatcher, use_dispatcher
 from mmvit_backbones.layers.tokens import Size
 
 Arch = TypeVar('Arch')
@@ -84,14 +84,15 @@ def check_out_indices(out_indices: Sequence[int], count: int, unit: str) -> tupl
 
 
 @contextmanager
-def _recomputation(block: nn.Module, dispatcher: Dispatcher | None) -> Iterator[None]:
-    """Let a block recompute what it computed before.
+def _recomputation(block: nn.Module, dispatcher: Dispatch | None) -> Iterator[None]:
+    """Context in which gradient checkpointing runs a block a second time, in the backward pass.
 
-    The same kernels run as then, and BatchNorm layers do not count the batch again.
+    The dispatcher is that of the first time, so that the same kernels run. BatchNorm layers keep
+    their statistics, which the first time has updated.
 
     Args:
         block: The block.
-        dispatcher: The dispatcher of the first computation.
+        dispatcher: The dispatcher of the first time.
     """
     before = [
         (norm, norm.momentum, norm.num_batches_tracked, norm.num_batches_tracked.clone())

@@ -145,8 +145,8 @@ def default_out_indices(depth: int) -> tuple[int, ...]:
 class XCiTBlock(nn.Module):
     """Cross-covariance attention, local patch interaction and MLP, each scaled by channel.
 
-    The order is that of the authors' code and weights; the paper's pseudo-code has the last two
-    swapped.
+    The order is that of the authors' code; the paper's pseudo-code has the last two swapped. The
+    names are those of the authors' weights, so `norm3` and `gamma3` belong to the second branch.
 
     Args:
         arch: Sizes and structure.
@@ -179,7 +179,7 @@ class XCiTBlock(nn.Module):
             arch.num_heads,
             arch.head_dims or dims // arch.num_heads,
             qkv_bias=arch.is_paper,
-            # vit-pytorch learns the logarithm of the factor, from 1.
+            # vit-pytorch learns the logarithm of this factor, and starts with log(e) = 1.
             initial_temperature=1.0 if arch.is_paper else e,
             attn_drop_rate=attn_drop_rate,
             drop_rate=drop_rate,
@@ -312,11 +312,12 @@ class XCiT(Backbone):
         dims = resolved.embed_dims
         self.patch_embed: nn.Module
         self.pos_embed: nn.Module
-        if resolved.grid_size is None:
+        if resolved.is_paper:
             self.patch_embed = ConvStem(in_channels, dims, patch_size, norm_cfg)
             self.pos_embed = FourierPosition(dims)
         else:
             self.patch_embed = PatchEmbed(in_channels, dims, patch_size, pre_norm=True)
+            assert resolved.grid_size is not None
             self.pos_embed = LearnedPosition(dims, resolved.grid_size)
         self.drop = nn.Dropout(check_rate('drop_rate', drop_rate))
         self.blocks = nn.ModuleList(

@@ -1,1 +1,1 @@
-"""Building blocks of the backbones, one idea a file. Maps inside are (B, H, W, C)."""
+"""Building blocks of the backbones in plain PyTorch, one idea a file."""

@@ -20,7 +20,7 @@ def attention(
         q: Queries (B, h, N, d).
         k: Keys (B, h, M, d).
         v: Values (B, h, M, d).
-        dropout: Dropout of the attention weights (B, h, N, M), for which hooks may listen.
+        dropout: Applied to the attention weights (B, h, N, M); a hook on it sees them.
         mask: Booleans that broadcast to the weights, true where a key takes part.
 
     Returns:

@@ -19,7 +19,7 @@ NUM_CONVS = {8: 3, 16: 4}
 
 
 class ConvStem(nn.Module):
-    """Stride-2 3x3 convolutions with norm and GELU between (XCiT, arXiv 2106.09681, section 4).
+    """Stride-2 3x3 convolutions with a norm each, GELU between (XCiT, arXiv 2106.09681, section 4).
 
     Channels double with each convolution. A padding of 1 makes every step round sizes up, so that
     no pixel is lost.
@@ -31,7 +31,8 @@ class ConvStem(nn.Module):
         norm_cfg: Norm after each convolution.
 
     Raises:
-        ValueError: If `patch_size` is neither 8 nor 16, or too few halvings of `dims` are whole.
+        ValueError: If `patch_size` is neither 8 nor 16, or `dims` no multiple of
+            2^(convolutions - 1).
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Whether calling a module does no more than its class's formula on its own parameters."""
+"""Whether calling a module does exactly what its class defines, with its own parameters."""
 
 from __future__ import annotations
 
@@ -9,32 +9,42 @@ PLAIN_PACKAGES = ('torch.nn.modules.', 'mmcv.', 'mmvit_backbones.')
 PLAIN_TENSORS = frozenset((Tensor, nn.Parameter, type(None)))
 
 
-def is_plain(module: nn.Module) -> bool:
-    """Whether a module and its children are as PyTorch, mmcv or this package define them.
+def why_not_plain(module: nn.Module) -> str | None:
+    """Return why a module or one of its children is not as PyTorch, mmcv or this package define it.
 
-    A subclass from elsewhere (adapters, quantized layers), a parametrization, a hook, a `forward`
-    set on the instance or a parameter that is no ordinary tensor makes a module not plain.
+    The reasons: a class from elsewhere (adapters, quantized layers, parametrizations), a hook, a
+    `forward` set on the instance, a parameter or buffer that is a tensor subclass.
 
     The check takes less than a microsecond per module, so its result need not be cached.
+
+    Returns:
+        The reason, None if the module is plain.
     """
     state = module.__dict__
-    if not type(module).__module__.startswith(PLAIN_PACKAGES) or 'forward' in state:
-        return False
+    if not type(module).__module__.startswith(PLAIN_PACKAGES):
+        return f'the class {type(module).__name__} is not from PyTorch, mmcv or this package'
+    if 'forward' in state:
+        return f'a {type(module).__name__} has a forward of its own'
     if (
         state['_forward_hooks']
         or state['_forward_pre_hooks']
         or state['_backward_hooks']
         or state['_backward_pre_hooks']
     ):
-        return False
+        return f'a {type(module).__name__} has a hook'
     for tensors in (state['_parameters'], state['_buffers']):
         for tensor in tensors.values():
             if type(tensor) not in PLAIN_TENSORS:
-                return False
+                return f'a {type(module).__name__} holds a {type(tensor).__name__}'
     for child in state['_modules'].values():
-        if child is not None and not is_plain(child):
-            return False
-    return True
+        if child is not None and (reason := why_not_plain(child)):
+            return reason
+    return None
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module and its children are as PyTorch, mmcv or this package define them."""
+    return why_not_plain(module) is None
 
 
 def has_global_hooks() -> bool:

@@ -66,7 +66,10 @@ class FourierPosition(nn.Module):
         self.token_projection = nn.Conv2d(2 * hidden_dims, dims, 1)
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
-        """Add the position to tokens (B, N, C) of a grid of `size` (H, W); in fp32 at least."""
+        """Add the position to tokens (B, N, C) of a grid of `size` (H, W).
+
+        Sines and cosines are fp32; the projection runs in its parameters' dtype, without autocast.
+        """
         height, width = size
         rows, columns = (fourier_features(n, self.hidden_dims, x.device) for n in size)
         features = torch.cat(
@@ -95,7 +98,7 @@ class LearnedPosition(nn.Module):
         self.table = nn.Parameter(torch.randn(1, *grid_size, dims))
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
-        """Add the position to tokens (B, N, C) of a grid of `size` (H, W); in fp32 at least."""
+        """Add the position, resized in fp32 at least, to tokens (B, N, C) of a grid of `size`."""
         table = at_least_float32(self.table).permute(0, 3, 1, 2)
         # On the table's own grid, bicubic weights are exactly 0 and 1.
         resized = F.interpolate(table, size, mode='bicubic', align_corners=False)

@@ -1,8 +1,12 @@
 """Where kernels may take over from the layers.
 
-A function marked `replaceable` is the reference for what it computes. The package
-`mmvit_backbones.kernels` installs a dispatcher here that may compute the same result in another
-way. Without a dispatcher, or where it finds no kernel, the reference runs.
+The decorator `replaceable` marks the functions that a kernel can stand in for. The undecorated
+function is the reference: it defines the result. Importing `mmvit_backbones` installs a dispatcher
+here, which chooses in each call between a kernel and the reference; `mmvit_backbones/kernels`
+holds both, and its README.md says how they work. Without a dispatcher the reference runs.
+
+Replaceable are the residual branches of the blocks, where a kernel sees norm, layer, scale and
+residual at once, and a few functions that several layers call.
 """
 
 from __future__ import annotations
@@ -13,20 +17,20 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 Function = TypeVar('Function', bound=Callable[..., Any])
-Dispatcher = Callable[..., Any]
+Dispatch = Callable[..., Any]
 
-_dispatcher: Dispatcher | None = None
+_dispatcher: Dispatch | None = None
 
 
 def replaceable(reference: Function) -> Function:
-    """Let the dispatcher choose what a call of a function runs: a kernel or the function.
+    """Let the dispatcher choose what a call of a function runs: a kernel or the reference.
 
     Args:
         reference: Function or method.
 
     Returns:
-        The replaceable function. The dispatcher is called with it and its arguments; it finds the
-        reference as `__wrapped__`.
+        The replaceable function, which takes positional arguments only. It hands itself and its
+        arguments to the dispatcher. Its attribute `__wrapped__` is the reference.
     """
 
     @functools.wraps(reference)
@@ -38,19 +42,19 @@ def replaceable(reference: Function) -> Function:
     return run  # type: ignore[return-value]
 
 
-def get_dispatcher() -> Dispatcher | None:
+def get_dispatcher() -> Dispatch | None:
     """Return the dispatcher of this process, None where the reference runs everywhere."""
     return _dispatcher
 
 
-def set_dispatcher(dispatcher: Dispatcher | None) -> None:
+def set_dispatcher(dispatcher: Dispatch | None) -> None:
     """Install a dispatcher for this process; None makes the reference run everywhere."""
     global _dispatcher
     _dispatcher = dispatcher
 
 
 @contextmanager
-def use_dispatcher(dispatcher: Dispatcher | None) -> Iterator[None]:
+def use_dispatcher(dispatcher: Dispatch | None) -> Iterator[None]:
     """Install a dispatcher for the time of a context."""
     before = get_dispatcher()
     set_dispatcher(dispatcher)

@@ -86,7 +86,7 @@ class SubsampledAttention(nn.Module):
     def fold_norm(self, norm: nn.Module) -> None:
         """Move the affine part of the norm before this layer into it.
 
-        Only without subsampling: a convolution pads tokens with zeros that a shift would not reach.
+        Only without subsampling: the grid is padded with zeros, which a shift would not reach.
         """
         if self.sr is None and not self.fused_reduction:
             fold_norm(norm, self.q, self.kv)

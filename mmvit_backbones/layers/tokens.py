@@ -36,7 +36,7 @@ def ceil_div(dividend: int, divisor: int) -> int:
 def pad_to_multiple(feature_map: Tensor, multiple: int, value: float = 0.0) -> Tensor:
     """Pad a feature map (B, C, H, W) on the bottom and right to multiples of a number."""
     height, width = feature_map.shape[2:]
-    # Written so that a graph for any size sees that the sums are multiples.
+    # Written so that a graph with dynamic shapes sees that the sums are multiples.
     bottom = ceil_div(height, multiple) * multiple - height
     right = ceil_div(width, multiple) * multiple - width
     return F.pad(feature_map, (0, right, 0, bottom), value=value)
@@ -46,7 +46,7 @@ def pad_to_multiple(feature_map: Tensor, multiple: int, value: float = 0.0) -> T
 def crop(feature_map: Tensor, size: Size) -> Tensor:
     """Cut a feature map (B, C, H, W) on the bottom and right to `size`, at most its own.
 
-    A slice would tie a graph for any size to whether something is cut off.
+    A slice would specialize a graph with dynamic shapes on whether something is cut off.
     """
     rows, columns = (torch.arange(length, device=feature_map.device) for length in size)
     return feature_map.index_select(2, rows).index_select(3, columns)

@@ -30,8 +30,9 @@ def window_indices(
         device: Where to make the indices.
 
     Returns:
-        Index in the grid of each token of each window (wn), any for padding; whether the token lies
-        inside the grid (wn); index among the tokens of all windows of each token of the grid (N).
+        `to_windows` (wn): for each token of each window, its index in the grid; any for padding.
+        `is_inside` (wn): whether that token lies in the grid.
+        `to_grid` (N): for each token of the grid, its index among the tokens of all windows.
     """
     height, width = size
     s = window_size
@@ -104,9 +105,9 @@ class WindowAttention(nn.Module):
         else:
             windows = windows * is_inside[:, None]
         qkv = self.qkv(self._split(windows.flatten(0, 1)))  # (Bw, n, 3hd)
-        q, k, v = rearrange(qkv, 'w n (three h d) -> three w h n d', three=3, h=self.num_heads)
+        q, k, v = rearrange(qkv, 'bw n (three h d) -> three bw h n d', three=3, h=self.num_heads)
         out = attention(q, k, v, self.attn_drop, mask)  # (Bw, h, n, d)
-        out = self.drop(self.proj(rearrange(out, 'w h n d -> w n (h d)')))
+        out = self.drop(self.proj(rearrange(out, 'bw h n d -> bw n (h d)')))
         out = out.flatten(0, 1).unflatten(0, (x.shape[0], to_windows.shape[0]))  # (B, wn, C)
         return out.index_select(1, to_grid)
 
