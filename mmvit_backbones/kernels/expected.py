@@ -1,4 +1,4 @@
-"""Whether the modules of a layer are those that its kernel knows.
+"""Whether the modules of a layer are in a class and a state that its kernel knows.
 
 A user may have replaced one by another of PyTorch's own.
 """
@@ -14,6 +14,11 @@ def unexpected(kind: type[nn.Module], *modules: nn.Module) -> str | None:
         if type(module) is not kind:
             return f'a module is a {type(module).__name__}, not a {kind.__name__}'
     return None
+
+
+def drops(*dropouts: nn.Dropout) -> bool:
+    """Whether any of these dropouts sets values to zero, by its own `training`."""
+    return any(dropout.training and dropout.p > 0 for dropout in dropouts)
 
 
 def without_bias(*layers: nn.Linear) -> str | None:

@@ -1,18 +1,21 @@
 """Cross-covariance attention without queries, keys and values.
 
 Serves the branch `scale * attn(norm(x))` of XCiT (arXiv 2106.09681, section 3.2). Let X (N, C) be
-the normalized tokens of an image, S = X^T X their Gram matrix, m = X^T 1 their sums, and W, b the
+the normalized tokens of an image, G = X^T X their Gram matrix, s = X^T 1 their sums, and W, b the
 weights and biases of queries and keys. Then
 
-    P      = W S + b m^T,    p = W m + N b
-    K      = P W^T + p b^T,  the products of all queries and keys over all tokens
+    P      = W G + b s^T,    p = W s + N b
+    R      = P W^T + p b^T
     output = X (W_proj A W_v)^T + (W_proj A b_v + b_proj)^T
 
-where the attention weights A of each head come from K: its products of queries with keys, divided
-by the lengths on its diagonal. X is multiplied only by itself and by one (C, C) matrix per image.
-That takes 2NC^2 multiply-adds instead of 4NC^2 + 2NCd. The products of (C, C) matrices that it
-takes besides pay from about N = 1.6C on, or N = 1.2C with a backward pass. The only tensor of N
-tokens saved for backward is the input.
+R holds the inner products, over all tokens, of each two channels of queries and keys. The attention
+weights A of a head come from its block of R for queries with keys, divided by the lengths of both;
+the squared lengths are the diagonal of R.
+
+X is multiplied only by itself and by one (C, C) matrix per image. That takes 2NC^2 multiply-adds
+instead of 4NC^2 + 2NCd. The products of (C, C) matrices that it takes besides pay from about N =
+1.6C on, or N = 1.2C with a backward pass. The only tensor of N tokens saved for backward is the
+input.
 
 Legend: B batch, N tokens, C channels, h heads, d channels per head, D = hd. The batch dimension
 follows the channels, (h, d, B, ...): one product serves the whole batch and sums over it.
@@ -28,8 +31,8 @@ from torch import Tensor, nn
 
 from mmvit_backbones.kernels import operators
 from mmvit_backbones.kernels.autograd import compute_dtype, refuse_second_derivative
-from mmvit_backbones.kernels.expected import unexpected, without_bias
-from mmvit_backbones.kernels.modes import COMPILE, INFERENCE, is_static
+from mmvit_backbones.kernels.expected import drops, unexpected, without_bias
+from mmvit_backbones.kernels.modes import COMPILE, is_static
 from mmvit_backbones.layers.cross_covariance_attention import MIN_LENGTH, CrossCovarianceAttention
 from mmvit_backbones.layers.folding import scaled_parameters
 from mmvit_backbones.layers.precision import at_least_float32, without_autocast
@@ -89,8 +92,7 @@ def run(
     proj = layer.proj
     weight, bias = (proj.weight, proj.bias) if scale is None else scaled_parameters(proj, scale)
     assert bias is not None
-    drops = layer.training and max(layer.attn_drop.p, layer.drop.p) > 0
-    if mode == COMPILE or drops:
+    if mode == COMPILE or drops(layer.attn_drop, layer.drop):
         out = _recorded(norm(x), layer, weight, bias)
         return x + out if residual else out
     return _GramAttention.apply(
@@ -104,7 +106,6 @@ def run(
         at_least_float32(bias),
         compute_dtype(x),
         residual,
-        mode == INFERENCE,
     )
 
 
@@ -114,7 +115,10 @@ def _recorded(
     """Attend between the channels of normalized tokens by operations that autograd records."""
     with without_autocast(tokens.device):
         qk_weight, v_weight, qk_bias, v_bias = _by_head(layer)
-        attended = attend(tokens, qk_weight, qk_bias, at_least_float32(layer.temperature))
+        wide = at_least_float32(tokens)
+        temperature = at_least_float32(layer.temperature)
+        gram = wide.transpose(1, 2) @ wide
+        attended = attention_weights(wide, qk_weight, qk_bias, temperature, gram)
         values, shift = mix_values(layer.attn_drop(attended.weights), v_weight, v_bias)
         mixing, offset = project(values, shift, at_least_float32(weight), at_least_float32(bias))
     offset = offset[:, None].to(tokens.dtype)
@@ -152,33 +156,31 @@ class Attended(NamedTuple):
     projected_sums: Tensor
 
 
-def attend(
-    tokens: Tensor, weight: Tensor, bias: Tensor, temperature: Tensor, by_blocks: bool = False
+def attention_weights(
+    tokens: Tensor, qk_weight: Tensor, qk_bias: Tensor, temperature: Tensor, gram: Tensor
 ) -> Attended:
     """Compute the attention weights in fp32 at least.
 
     Args:
-        tokens: Normalized tokens (B, N, C).
-        weight: W (h, 2d, C).
-        bias: b (h, 2d, 1).
+        tokens: Normalized tokens (B, N, C), in fp32 at least.
+        qk_weight: W (h, 2d, C).
+        qk_bias: b (h, 2d, 1).
         temperature: Factors (h, 1, 1).
-        by_blocks: Compute the Gram matrix by blocks, which autograd cannot record.
+        gram: G (B, C, C).
     """
-    tokens = at_least_float32(tokens)
     batch_size, num_tokens, dims = tokens.shape
-    num_heads, twice_head_dims, _ = weight.shape
+    num_heads, twice_head_dims, _ = qk_weight.shape
     num_rows = twice_head_dims * batch_size
-    gram = _gram_by_blocks(tokens) if by_blocks else tokens.transpose(1, 2) @ tokens  # (B, C, C)
     gram = gram.transpose(0, 1).reshape(dims, batch_size * dims)  # (C, BC)
-    sums = tokens.sum(dim=1)  # (B, C)
-    all_weights, all_biases = weight.flatten(0, 1), bias.flatten(0, 1)  # (2D, C), (2D, 1)
+    sums = tokens.sum(dim=1)  # s (B, C)
+    all_weights, all_biases = qk_weight.flatten(0, 1), qk_bias.flatten(0, 1)  # (2D, C), (2D, 1)
     projected = torch.addmm(all_biases * sums.flatten(), all_weights, gram)  # (2D, BC)
     projected = projected.view(num_heads, num_rows, dims)
     projected_sums = torch.addmm(num_tokens * all_biases, all_weights, sums.t())  # (2D, B)
     projected_sums = projected_sums.view(num_heads, num_rows, 1)
     products = torch.baddbmm(
-        projected_sums * bias.transpose(1, 2), projected, weight.transpose(1, 2)
-    )  # (h, 2dB, 2d)
+        projected_sums * qk_bias.transpose(1, 2), projected, qk_weight.transpose(1, 2)
+    )  # R of each head (h, 2dB, 2d)
     products = products.view(num_heads, twice_head_dims, batch_size, twice_head_dims)
     squared_lengths = products.diagonal(dim1=1, dim2=3)
     q_inverse, k_inverse = inverse_lengths(squared_lengths)
@@ -188,9 +190,14 @@ def attend(
     return Attended(weights, cosines, squared_lengths, projected, projected_sums)
 
 
-def _gram_by_blocks(tokens: Tensor) -> Tensor:
-    """Return X^T X (B, C, C) of tokens (B, N, C); blocks below the diagonal are mirrored."""
+def _gram(tokens: Tensor) -> Tensor:
+    """Return G (B, C, C) of tokens (B, N, C); blocks below the diagonal are mirrored.
+
+    Blocks are written in place, which autograd does not record.
+    """
     batch_size, _, dims = tokens.shape
+    if tokens.device.type != 'cpu':
+        return tokens.transpose(1, 2) @ tokens
     gram = tokens.new_empty(batch_size, dims, dims)
     width = -(-dims // max(1, min(MAX_BLOCKS, dims // MIN_BLOCK_CHANNELS)))
     for start in range(0, dims, width):
@@ -215,14 +222,21 @@ def mix_values(weights: Tensor, v_weight: Tensor, v_bias: Tensor) -> tuple[Tenso
     return values, (rows @ v_bias).view(inner_dims, batch_size)
 
 
-def project(values: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+def project(
+    values: Tensor, shift: Tensor, proj_weight: Tensor, proj_bias: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return W_proj A W_v (B, C, C) and W_proj A b_v + b_proj (B, C)."""
-    mixing = (weight @ values).view(len(weight), shift.shape[1], len(weight))
-    return mixing.transpose(0, 1), torch.addmm(bias, shift.t(), weight.t())
+    dims = len(proj_weight)
+    mixing = (proj_weight @ values).view(dims, shift.shape[1], dims)
+    return mixing.transpose(0, 1), torch.addmm(proj_bias, shift.t(), proj_weight.t())
 
 
 class _GramAttention(torch.autograd.Function):
-    """The branch with a backward pass of its own, which saves the input and small matrices."""
+    """The branch with a backward pass of its own, which saves the input and small matrices.
+
+    R is quadratic in W and in X. Let dR be its gradient and H = dR + dR^T. Then the gradients are
+    H P of W, H p of b, and X W^T H W + 1 b^T H W of X.
+    """
 
     @staticmethod
     def forward(
@@ -236,19 +250,18 @@ class _GramAttention(torch.autograd.Function):
         qk_bias: Tensor,
         v_bias: Tensor,
         temperature: Tensor,
-        weight: Tensor,
-        bias: Tensor,
+        proj_weight: Tensor,
+        proj_bias: Tensor,
         dtype: torch.dtype,
         residual: bool,
-        by_blocks: bool,
     ) -> Tensor:
         with without_autocast(x.device):
             tokens = F.layer_norm(x, x.shape[2:], norm_weight, norm_bias, eps)
-            attended = attend(
-                tokens, qk_weight, qk_bias, temperature, by_blocks and x.device.type == 'cpu'
-            )
+            wide = at_least_float32(tokens)
+            gram = _gram(wide)
+            attended = attention_weights(wide, qk_weight, qk_bias, temperature, gram)
             values = mix_values(attended.weights, v_weight, v_bias)
-            mixing, offset = project(*values, weight, bias)
+            mixing, offset = project(*values, proj_weight, proj_bias)
             tokens, mixing, offset = tokens.to(dtype), mixing.to(dtype), offset[:, None].to(dtype)
             if residual and x.dtype == dtype:
                 out = x + offset
@@ -265,7 +278,7 @@ class _GramAttention(torch.autograd.Function):
             qk_bias,
             v_bias,
             temperature,
-            weight,
+            proj_weight,
             mixing,
             *attended,
         )
@@ -276,19 +289,19 @@ class _GramAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
         x, norm_weight, norm_bias, qk_weight, v_weight, qk_bias, v_bias, *rest = ctx.saved_tensors
-        temperature, weight, mixing, *parts = rest
+        temperature, proj_weight, mixing, *parts = rest
         attended = Attended(*parts)
         with without_autocast(x.device):
             tokens, mean, rstd = operators.layer_norm(x, norm_weight, norm_bias, ctx.eps)
             branch_grad = grad.to(ctx.dtype)
             grad_mixing = branch_grad.transpose(1, 2) @ tokens.to(ctx.dtype)  # (B, C, C)
-            grad_offset = branch_grad.sum(1, dtype=weight.dtype)  # (B, C)
-            grad_weights, grad_v_weight, grad_v_bias, grad_weight = _mixing_backward(
-                at_least_float32(grad_mixing), grad_offset, attended, v_weight, v_bias, weight
+            grad_offset = branch_grad.sum(1, dtype=proj_weight.dtype)  # (B, C)
+            grad_weights, grad_v_weight, grad_v_bias, grad_proj_weight = _mixing_backward(
+                at_least_float32(grad_mixing), grad_offset, attended, v_weight, v_bias, proj_weight
             )
-            grad_products, grad_temperature = _weights_backward(grad_weights, attended, temperature)
-            grad_gram, grad_sums = _gram_backward(grad_products, qk_weight, qk_bias, len(x))
-            transposed = grad_products.transpose(1, 2)
+            h, grad_temperature = _weights_backward(grad_weights, attended, temperature)
+            grad_gram, grad_sums = _gram_backward(h, qk_weight, qk_bias, len(x))
+            h_transposed = h.transpose(1, 2)
             grad_tokens = torch.baddbmm(grad_sums[:, None], at_least_float32(tokens), grad_gram)
             if ctx.dtype == grad_tokens.dtype:
                 torch.baddbmm(grad_tokens, branch_grad, mixing, out=grad_tokens)
@@ -310,21 +323,16 @@ class _GramAttention(torch.autograd.Function):
                 grad_norm_weight,
                 grad_norm_bias,
                 None,
-                transposed @ attended.projected,
+                h_transposed @ attended.projected,
                 grad_v_weight,
-                transposed @ attended.projected_sums,
+                h_transposed @ attended.projected_sums,
                 grad_v_bias,
                 grad_temperature,
-                grad_weight,
+                grad_proj_weight,
                 grad_offset.sum(0),
                 None,
                 None,
-                None,
             )
-
-
-# K is quadratic in W and in X. With H the gradient of K plus its transpose, the gradients are H P
-# of W, H p of b and X W^T H W + 1 b^T H W of X.
 
 
 def _mixing_backward(
@@ -333,7 +341,7 @@ def _mixing_backward(
     attended: Attended,
     v_weight: Tensor,
     v_bias: Tensor,
-    weight: Tensor,
+    proj_weight: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of the attention weights, of v's weight and bias, and of W_proj."""
     num_heads, head_dims, dims = v_weight.shape
@@ -341,9 +349,9 @@ def _mixing_backward(
     num_rows = head_dims * batch_size
     values, shift = mix_values(attended.weights, v_weight, v_bias)
     grad_mixing = grad_mixing.transpose(0, 1).reshape(dims, batch_size * dims)  # (C, BC)
-    grad_weight = torch.addmm(grad_mixing @ values.t(), grad_offset.t(), shift.t())
-    grad_values = (weight.t() @ grad_mixing).view(num_heads, num_rows, dims)
-    grad_shift = (weight.t() @ grad_offset.t()).view(num_heads, num_rows, 1)
+    grad_proj_weight = torch.addmm(grad_mixing @ values.t(), grad_offset.t(), shift.t())
+    grad_values = (proj_weight.t() @ grad_mixing).view(num_heads, num_rows, dims)
+    grad_shift = (proj_weight.t() @ grad_offset.t()).view(num_heads, num_rows, 1)
     grad_weights = torch.baddbmm(
         grad_shift * v_bias.transpose(1, 2), grad_values, v_weight.transpose(1, 2)
     )
@@ -352,7 +360,7 @@ def _mixing_backward(
         grad_weights.view(attended.weights.shape),
         columns @ grad_values,
         columns @ grad_shift,
-        grad_weight,
+        grad_proj_weight,
     )
 
 
@@ -367,27 +375,27 @@ def _weights_backward(
     grad_cosines = grad_logits * temperature[..., None]
     q_inverse, k_inverse = inverse_lengths(squared_lengths)
     num_heads, head_dims, batch_size, _ = weights.shape
-    symmetric = weights.new_zeros(num_heads, 2 * head_dims, batch_size, 2 * head_dims)
-    grad_products = symmetric[:, :head_dims, :, head_dims:]
-    torch.mul(grad_cosines * q_inverse, k_inverse, out=grad_products)
-    symmetric[:, head_dims:, :, :head_dims] = grad_products.transpose(1, 3)
-    # Diagonal of H, the gradient of the squared lengths. A length divides all cosines of its row or
-    # column. A diagonal entry counts twice in K plus its transpose.
+    h = weights.new_zeros(num_heads, 2 * head_dims, batch_size, 2 * head_dims)
+    queries_with_keys = h[:, :head_dims, :, head_dims:]
+    torch.mul(grad_cosines * q_inverse, k_inverse, out=queries_with_keys)
+    h[:, head_dims:, :, :head_dims] = queries_with_keys.transpose(1, 3)
+    # The diagonal of H is twice the gradient of the squared lengths. A length divides all cosines
+    # of its row or column.
     weighted = grad_cosines * cosines
     grad_lengths = torch.cat((weighted.sum(3).transpose(1, 2), weighted.sum(1)), dim=-1)
     grad_lengths = grad_lengths / squared_lengths  # (h, B, 2d)
     grad_lengths = grad_lengths.masked_fill(squared_lengths < MIN_SQUARED_LENGTH, 0)
-    symmetric.diagonal(dim1=1, dim2=3).copy_(-grad_lengths)
-    return symmetric.flatten(1, 2), grad_temperature
+    h.diagonal(dim1=1, dim2=3).copy_(-grad_lengths)
+    return h.flatten(1, 2), grad_temperature
 
 
 def _gram_backward(
-    grad_products: Tensor, weight: Tensor, bias: Tensor, batch_size: int
+    h: Tensor, qk_weight: Tensor, qk_bias: Tensor, batch_size: int
 ) -> tuple[Tensor, Tensor]:
     """Return W^T H W (B, C, C) and b^T H W (B, C) from H (h, 2dB, 2d)."""
-    all_weights = weight.flatten(0, 1)  # (2D, C)
+    all_weights = qk_weight.flatten(0, 1)  # (2D, C)
     twice_inner_dims, dims = all_weights.shape
-    rows = (grad_products @ weight).view(twice_inner_dims, batch_size * dims)
-    bias_rows = (grad_products @ bias).view(twice_inner_dims, batch_size)
+    rows = (h @ qk_weight).view(twice_inner_dims, batch_size * dims)
+    bias_rows = (h @ qk_bias).view(twice_inner_dims, batch_size)
     grad_gram = (all_weights.t() @ rows).view(dims, batch_size, dims)
     return grad_gram.transpose(0, 1), bias_rows.t() @ all_weights
