@@ -1,7 +1,7 @@
 """PyTorch's fused attention, for `layers.attention.attention`.
 
-It forms no matrix of attention weights. It has no second derivative on all devices, so asking for
-one is an error.
+It forms no matrix of attention weights. On some devices it has no second derivative, so asking for
+one is an error on all.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmvit_backbones.kernels.autograd import refuse_second_derivative
+from mmvit_backbones.kernels.expected import drops
 from mmvit_backbones.kernels.modes import TRAINING
 
 
@@ -24,7 +25,7 @@ def run(
     mode: str, q: Tensor, k: Tensor, v: Tensor, dropout: nn.Dropout, mask: Tensor | None = None
 ) -> Tensor:
     """Compute what the reference computes."""
-    drop_rate = dropout.p if dropout.training else 0.0
+    drop_rate = dropout.p if drops(dropout) else 0.0
     out = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=drop_rate)
     if mode == TRAINING and out.requires_grad:
         out.register_hook(_refuse_second_derivative)

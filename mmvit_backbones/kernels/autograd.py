@@ -1,4 +1,4 @@
-"""What kernels need to know of autograd and of autocast."""
+"""What kernels ask of the state of autograd and autocast."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-SWITCH = (
+HOW_TO_SWITCH = (
     "mmvit_backbones.kernels.use('reference') or the environment variable MMVIT_KERNELS=reference"
 )
 
@@ -20,7 +20,7 @@ def refuse_second_derivative() -> None:
     if torch.is_grad_enabled():
         raise RuntimeError(
             'the kernels of mmvit_backbones have no second derivative (create_graph=True); choose '
-            f'the reference before the forward pass: {SWITCH}'
+            f'the reference before the forward pass: {HOW_TO_SWITCH}'
         )
 
 

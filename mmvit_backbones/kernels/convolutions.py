@@ -40,9 +40,9 @@ def stem_refusal(mode: str, stem: ConvStem, x: Tensor) -> str | None:
 def run_stem(mode: str, stem: ConvStem, x: Tensor) -> tuple[Tensor, Size]:
     """Compute the forward of `ConvStem`."""
     x = x.contiguous(memory_format=torch.channels_last)
-    layers = [layer for layer in stem.proj if isinstance(layer, nn.Sequential)]
-    for i, (conv, norm) in enumerate(layers):
-        x = _conv_norm(mode, x, conv, norm, activate=i < len(layers) - 1)
+    pairs = [layer for layer in stem.proj if isinstance(layer, nn.Sequential)]
+    for i, (conv, norm) in enumerate(pairs):
+        x = _conv_norm(mode, x, conv, norm, activate=i < len(pairs) - 1)
     return to_tokens(x), (x.shape[2], x.shape[3])
 
 
@@ -62,7 +62,7 @@ def run_interaction(
     residual: bool,
     size: Size,
 ) -> Tensor:
-    """Compute the branch `scale * layer(norm(x), size)` of tokens (B, N, C)."""
+    """Compute `scale * layer(norm(x), size)` of tokens (B, N, C), plus `x` if `residual`."""
     hidden = to_map(norm(x), size)
     if layer.norm_first:
         hidden = _conv_norm(mode, hidden, layer.conv1, layer.bn, activate=True)
@@ -80,7 +80,8 @@ def _conv_norm(
     """Convolve, normalize and optionally activate a feature map (B, C, H, W)."""
     assert isinstance(conv, nn.Conv2d)
     weight, bias = conv.weight, conv.bias
-    if isinstance(norm, _BatchNorm) and _is_constant(norm):
+    if _is_constant(norm):
+        assert isinstance(norm, _BatchNorm)
         weight, bias = _fold(norm, weight, bias)
         norm = None
     if isinstance(norm, nn.Identity):  # folded by `fuse`
@@ -104,7 +105,7 @@ def _conv_norm(
     return F.gelu(x) if activate else x
 
 
-def _is_constant(norm: nn.Module) -> bool:
+def _is_constant(norm: nn.Module | None) -> bool:
     """Whether a norm is a BatchNorm in evaluation mode, which does the same to every input."""
     return isinstance(norm, _BatchNorm) and not norm.training and norm.running_mean is not None
 

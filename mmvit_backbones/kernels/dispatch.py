@@ -1,8 +1,8 @@
-"""Which kernel serves which layer, on which device, in which mode.
+"""Which kernel serves which layer in which mode.
 
 A call of a `replaceable` function arrives at `Dispatcher`. It looks up the kernel in
 `BRANCH_KERNELS` or `FUNCTION_KERNELS` and runs it, unless there is a reason not to; then it runs
-the reference.
+the reference. The reasons that concern device, dtype and sizes are the kernel's own.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ from mmvit_backbones.kernels import (
 from mmvit_backbones.kernels.autograd import is_transformed
 from mmvit_backbones.kernels.expected import unexpected
 from mmvit_backbones.kernels.modes import COMPILE, EXPORT, INFERENCE, TRAINING, current_mode
-from mmvit_backbones.layers.attention import attention as attention_reference
+from mmvit_backbones.layers.attention import attention as attention_function
 from mmvit_backbones.layers.conv_stem import ConvStem
 from mmvit_backbones.layers.cross_covariance_attention import CrossCovarianceAttention
 from mmvit_backbones.layers.local_patch_interaction import LocalPatchInteraction
 from mmvit_backbones.layers.mlp import MLP
-from mmvit_backbones.layers.plain import has_global_hooks, is_plain
+from mmvit_backbones.layers.plain import has_global_hooks, why_not_plain
 from mmvit_backbones.layers.tokens import crop, pad_to_multiple
 from mmvit_backbones.layers.window_attention import WindowAttention
 
 ALL_BUT_EXPORT = frozenset((TRAINING, INFERENCE, COMPILE))
+ALL_MODES = ALL_BUT_EXPORT | {EXPORT}
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,9 @@ class Kernel:
 
     Attributes:
         name: Name in `use(disable=...)` and in `explain`.
-        modes: When it may run.
-        run: Function of the mode and the arguments: the result.
-        refusal: Function of the mode and the arguments: why it does not serve them, None if it
-            does.
+        modes: Modes in which it may run.
+        run: Computes the result.
+        refusal: Returns why the kernel does not serve a call, None if it does.
     """
 
     name: str
@@ -72,8 +72,12 @@ BRANCHES: dict[Callable[..., Any], Branch] = {
     XCiTBlock.interact: Branch('norm3', 'local_mp', 'gamma3'),
     XCiTBlock.feed_forward: Branch('norm2', 'mlp', 'gamma2'),
 }
-# By the class of the branch's layer. A kernel's functions get (mode, x, norm, layer), `run` also
-# (scale, residual) and what the layer takes besides x.
+# By the class of the branch's layer; other uses of that class are not served. The functions are
+#     refusal(mode, x, norm, layer, *rest) -> str | None
+#     run(mode, x, norm, layer, scale, residual, *rest) -> Tensor
+# with the arguments `rest` that the branch takes after x. `run` returns `scale * layer(norm(x))`,
+# plus `x` if `residual` is true. `scale` is None where the block has none or `fuse` has folded it;
+# the weight and bias of a folded norm are None too.
 BRANCH_KERNELS: dict[type[nn.Module], Kernel] = {
     CrossCovarianceAttention: Kernel(
         'gram_attention', ALL_BUT_EXPORT, gram_attention.run, gram_attention.refusal
@@ -87,18 +91,18 @@ BRANCH_KERNELS: dict[type[nn.Module], Kernel] = {
     MLP: Kernel('norm_mlp', ALL_BUT_EXPORT, norm_mlp.run, norm_mlp.refusal),
     WindowAttention: Kernel('windows', ALL_BUT_EXPORT, windows.run, windows.refusal),
 }
-# By the reference itself. A kernel's functions get (mode, *arguments).
+# By the replaceable function. The functions are
+#     refusal(mode, *arguments) -> str | None
+#     run(mode, *arguments) -> Any, what the function returns
 FUNCTION_KERNELS: dict[Callable[..., Any], Kernel] = {
     ConvStem.forward: Kernel(
         'conv_stem', ALL_BUT_EXPORT, convolutions.run_stem, convolutions.stem_refusal
     ),
-    attention_reference: Kernel(
-        'fused_attention', ALL_BUT_EXPORT | {EXPORT}, attention.run, attention.refusal
-    ),
+    attention_function: Kernel('fused_attention', ALL_MODES, attention.run, attention.refusal),
     pad_to_multiple: Kernel('pad', ALL_BUT_EXPORT, padding.run_pad, padding.pad_refusal),
     crop: Kernel('crop', ALL_BUT_EXPORT, padding.run_crop, padding.crop_refusal),
 }
-KERNELS = tuple(k.name for k in (*BRANCH_KERNELS.values(), *FUNCTION_KERNELS.values()))
+KERNEL_NAMES = tuple(k.name for k in (*BRANCH_KERNELS.values(), *FUNCTION_KERNELS.values()))
 
 
 class Choice(NamedTuple):
@@ -106,7 +110,7 @@ class Choice(NamedTuple):
 
     Attributes:
         function: The replaceable function that was called.
-        module: The layer, or the module that the reference belongs to; None for a function.
+        module: The layer of the branch, or the first module among the arguments; None without one.
         kernel: The kernel that runs; None for the reference.
         reason: Why no kernel runs; empty if one does.
     """
@@ -162,34 +166,38 @@ class Dispatcher:
         return Choice(function, layer, None if reason else kernel, reason or '')
 
     def _choose(self, mode: str, function: Callable[..., Any], args: tuple[Any, ...]) -> Choice:
-        kernel = FUNCTION_KERNELS[function]
+        kernel = FUNCTION_KERNELS.get(function)
         modules = tuple(arg for arg in args if isinstance(arg, nn.Module))
+        module = modules[0] if modules else None
+        if kernel is None:
+            return Choice(function, module, None, 'there is no kernel for this function')
         x = next(arg for arg in args if not isinstance(arg, nn.Module))
-        reason = self._general_refusal(mode, kernel, x, modules)
-        reason = reason or kernel.refusal(mode, *args)
-        return Choice(
-            function, modules[0] if modules else None, None if reason else kernel, reason or ''
-        )
+        reason = self._general_refusal(mode, kernel, x, modules) or kernel.refusal(mode, *args)
+        return Choice(function, module, None if reason else kernel, reason or '')
 
     def _general_refusal(
         self, mode: str, kernel: Kernel, x: Any, modules: tuple[nn.Module, ...]
     ) -> str | None:
-        """Return what speaks against any kernel; `modules` are those it would not call."""
+        """Return why no kernel may serve a call, None if one may.
+
+        Args:
+            mode: The mode.
+            kernel: The kernel for the function.
+            x: Input of the function.
+            modules: Modules whose `forward` the kernel may bypass; with all their children.
+        """
         if kernel.name in self.disabled:
             return 'the kernel is disabled'
         if mode not in kernel.modes:
             return f'the kernel does not run in mode {mode}'
-        if mode != COMPILE and is_transformed():
+        if mode != COMPILE and is_transformed():  # compilers trace derivatives of the graph
             return 'a forward-mode derivative or a torch.func transform is active'
-        if type(x) is not Tensor and type(x) is not nn.Parameter:
+        # An exporter traces with tensors of its own class.
+        if mode != EXPORT and type(x) is not Tensor and type(x) is not nn.Parameter:
             return f'the input is a {type(x).__name__}'
         if has_global_hooks():
             return 'a hook is registered for all modules'
-        if not all(map(is_plain, modules)):
-            return (
-                'a module has a hook, is a subclass, or holds parameters that are no plain tensors'
-            )
-        return None
+        return next(filter(None, map(why_not_plain, modules)), None)
 
 
 def _run_branch(
@@ -198,7 +206,7 @@ def _run_branch(
     """Return `x + drop_path(scale * layer(norm(x)))` by a kernel."""
     scale = None if branch.scale is None else getattr(block, branch.scale)
     scale = scale if isinstance(scale, Tensor) else None  # 1.0 once it is folded
-    drops = block.training and block.drop_path.drop_prob > 0
+    drops = block.drop_path.training and block.drop_path.drop_prob > 0
     out = kernel.run(
         mode, x, getattr(block, branch.norm), getattr(block, branch.layer), scale, not drops, *args
     )

@@ -1,11 +1,14 @@
-"""What a call is for: training, inference, or a graph that is compiled or exported."""
+"""The mode of a call: training, inference, or a graph that is compiled or exported.
+
+Training and inference are told apart by autograd, not by `module.training`: with gradients enabled
+a model in evaluation mode counts as training, because a backward pass may follow.
+"""
 
 from __future__ import annotations
 
 import torch
 
 TRAINING, INFERENCE, COMPILE, EXPORT = 'training', 'inference', 'compile', 'export'
-EAGER = frozenset((TRAINING, INFERENCE))
 
 try:
     from torch.fx.experimental.symbolic_shapes import has_static_value
@@ -14,7 +17,7 @@ except ImportError:  # before 2.4
 
 
 def current_mode() -> str:
-    """Return what the operations of this moment are for."""
+    """Return the mode of a call made now."""
     if torch.jit.is_tracing() or _is_exporting():
         return EXPORT
     if _is_compiling():
@@ -34,7 +37,7 @@ def _is_exporting() -> bool:
 
 
 def is_static(*sizes: int) -> bool:
-    """Whether these sizes are fixed: eager, or a graph that is compiled for them alone."""
+    """Whether these sizes are fixed: always in eager mode, in a graph with static shapes."""
     if has_static_value is None:
         return all(isinstance(size, int) for size in sizes)
     return all(has_static_value(size) for size in sizes)

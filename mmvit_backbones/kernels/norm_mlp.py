@@ -1,10 +1,10 @@
 """LayerNorm and MLP in one operator that saves only its input for backward.
 
 Serves the branch `scale * mlp(norm(x))`. LayerNorm and GELU are recomputed in backward, and so is
-the hidden activation where C is small. On a CPU the operator goes through its tokens in chunks: the
-hidden activation of a detection image is larger than the blocks that a C library keeps between two
-allocations, and to get it from the system anew costs more than the GELU. That holds in graphs that
-are compiled for a CPU too, so there it stays one operator. The sums are those of the layers.
+the hidden activation where C is small. On a CPU the operator goes through its tokens in chunks. The
+hidden activation of a detection image exceeds 32 MiB; glibc returns such blocks to the system when
+they are freed, and to request them again in every layer costs more than the GELU. Graphs that are
+compiled for a CPU gain as much, so there the operator stays one node.
 
 Legend: R rows (tokens of all images), C channels, D hidden channels.
 """
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mmvit_backbones.kernels import operators
 from mmvit_backbones.kernels.autograd import compute_dtype, refuse_second_derivative
-from mmvit_backbones.kernels.expected import unexpected, without_bias
+from mmvit_backbones.kernels.expected import drops, unexpected, without_bias
 from mmvit_backbones.kernels.modes import COMPILE
 from mmvit_backbones.layers.folding import scaled_parameters
 from mmvit_backbones.layers.mlp import MLP
@@ -45,7 +45,7 @@ def refusal(mode: str, x: Tensor, norm: nn.LayerNorm, layer: MLP) -> str | None:
         or without_bias(layer.fc1, layer.fc2)
     ):
         return reason
-    if layer.training and layer.drop.p > 0:
+    if drops(layer.drop):
         return 'dropout is active'
     if mode == COMPILE and x.device.type != 'cpu':
         return 'compilers fuse these layers on this device'
@@ -280,7 +280,7 @@ def _run_backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
     )
 
 
-# The arguments of `_forward`.
+# Kind of each argument of `_forward`; the tensors have gradients.
 _INPUTS = (*['tensor'] * 3, 'eps', *['tensor'] * 4, 'dtype', 'save_hidden', 'residual')
 
 

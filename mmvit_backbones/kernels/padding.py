@@ -17,7 +17,7 @@ def pad_refusal(mode: str, feature_map: Tensor, multiple: int, *value: Any) -> s
     """Return why the kernel does not pad a feature map; None if it does."""
     height, width = feature_map.shape[2:]
     if not is_static(height, width):
-        return 'the graph is compiled for any size'
+        return 'the graph has dynamic shapes'
     if height % multiple or width % multiple:
         return 'the feature map needs padding'
     return None
@@ -32,7 +32,7 @@ def crop_refusal(mode: str, feature_map: Tensor, size: Size) -> str | None:
     """Return why the kernel does not crop a feature map; None if it does."""
     if is_static(*feature_map.shape[2:], *size):
         return None
-    return 'the graph is compiled for any size'
+    return 'the graph has dynamic shapes'
 
 
 def run_crop(mode: str, feature_map: Tensor, size: Size) -> Tensor:

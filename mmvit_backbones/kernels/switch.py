@@ -9,22 +9,25 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from mmvit_backbones.kernels.dispatch import KERNELS, Choice, Dispatcher
+from mmvit_backbones.kernels.dispatch import KERNEL_NAMES, Choice, Dispatcher
 from mmvit_backbones.layers.seam import get_dispatcher, set_dispatcher, use_dispatcher
 
-AUTO, REFERENCE = MODES = ('auto', 'reference')
+AUTO, REFERENCE = 'auto', 'reference'
+SETTINGS = (AUTO, REFERENCE)
 VARIABLE = 'MMVIT_KERNELS'
 
 
 class use(AbstractContextManager[None]):  # noqa: N801, reads as a verb
     """Choose what this process computes with, from now on or for the time of a context.
 
+    A call replaces what an earlier one chose, `disable` included.
+
     Args:
-        mode: `'auto'`: kernels where they serve. `'reference'`: the layers as they are written.
-        disable: Names of kernels that do not run in mode `'auto'`, of `KERNELS`.
+        setting: `'auto'`: kernels where they serve. `'reference'`: the layers as they are written.
+        disable: Names of kernels that do not run under `'auto'`, of `KERNEL_NAMES`.
 
     Raises:
-        ValueError: If `mode` or a name in `disable` is not known.
+        ValueError: If `setting` or a name in `disable` is not known.
 
     Example:
         >>> use('reference')  # until the next call
@@ -32,15 +35,15 @@ class use(AbstractContextManager[None]):  # noqa: N801, reads as a verb
         ...     model(images)
     """
 
-    def __init__(self, mode: str, disable: Collection[str] = ()) -> None:
-        if mode not in MODES:
-            raise ValueError(f'mode must be one of {MODES}, got {mode!r}')
+    def __init__(self, setting: str, disable: Collection[str] = ()) -> None:
+        if setting not in SETTINGS:
+            raise ValueError(f'setting must be one of {SETTINGS}, got {setting!r}')
         disable = (disable,) if isinstance(disable, str) else disable
-        unknown = sorted(set(disable) - set(KERNELS))
+        unknown = sorted(set(disable) - set(KERNEL_NAMES))
         if unknown:
-            raise ValueError(f'disable must hold names of {KERNELS}, got {unknown}')
+            raise ValueError(f'disable must hold names of {KERNEL_NAMES}, got {unknown}')
         self._before = get_dispatcher()
-        set_dispatcher(Dispatcher(disable) if mode == AUTO else None)
+        set_dispatcher(Dispatcher(disable) if setting == AUTO else None)
 
     def __exit__(self, *exception: Any) -> None:
         set_dispatcher(self._before)
@@ -52,35 +55,41 @@ def use_environment() -> None:
     Raises:
         ValueError: If it is neither `'auto'` nor `'reference'`.
     """
-    mode = os.environ.get(VARIABLE, AUTO)
-    if mode not in MODES:
-        raise ValueError(f'{VARIABLE} must be one of {MODES}, got {mode!r}')
-    use(mode)
+    setting = os.environ.get(VARIABLE, AUTO)
+    if setting not in SETTINGS:
+        raise ValueError(f'{VARIABLE} must be one of {SETTINGS}, got {setting!r}')
+    use(setting)
 
 
 class Path(NamedTuple):
-    """What a layer ran.
+    """What a call of a replaceable function ran.
 
     Attributes:
-        layer: Name of the layer in the model; that of the function where it belongs to none.
+        function: Name of the function, such as `'XCiTBlock.attend'`.
+        layer: Name in the model of the layer that it serves; of the dropout of the weights for
+            `'attention'`; empty for functions of tensors alone.
         path: Name of the kernel, or `'reference'`.
         reason: Why no kernel ran; empty if one did.
     """
 
+    function: str
     layer: str
     path: str
     reason: str
 
 
 def explain(model: nn.Module, *inputs: Any) -> list[Path]:
-    """Run a model once and print which path each of its layers takes, and why.
+    """Run a model once, as it is, and print which path each of its layers takes, and why.
+
+    With gradients enabled these are the paths of training, under `torch.no_grad()` those of
+    inference. The call of one function can contain those of others.
 
     Args:
         model: Any model that holds layers of this package.
         inputs: Arguments of its forward.
 
     Returns:
-        One entry for each choice, in the order of the calls.
+        One entry for each call, in their order.
     """
     names = {module: name for name, module in model.named_modules()}
     dispatcher = get_dispatcher()
@@ -93,13 +102,14 @@ def explain(model: nn.Module, *inputs: Any) -> list[Path]:
         print('kernels are off: all layers run the reference')
     paths = [
         Path(
-            choice.function.__name__ if choice.module is None else names[choice.module],
+            choice.function.__qualname__,
+            '' if choice.module is None else names.get(choice.module, type(choice.module).__name__),
             'reference' if choice.kernel is None else choice.kernel.name,
             choice.reason,
         )
         for choice in record
     ]
-    width = max((len(path.layer) for path in paths), default=0)
+    widths = [max(map(len, column)) for column in zip(*paths, strict=True)]
     for path in paths:
-        print(f'{path.layer:{width}}  {path.path:17}{path.reason}'.rstrip())
+        print('  '.join(map(str.ljust, path, widths)).rstrip())
     return paths

@@ -70,7 +70,7 @@ class Tiling:
     regions: tuple[Region, ...]
 
     @classmethod
-    def of_map(cls, height: int, width: int, window_size: int) -> Tiling:
+    def of_grid(cls, height: int, width: int, window_size: int) -> Tiling:
         """Tile a grid from the top left, with smaller windows where whole ones do not fit."""
         regions = [
             Region(top, left, region_height, region_width, window_height, window_width)
@@ -152,7 +152,7 @@ def refusal(
         return reason
     if layer.padding != 'mask':
         return 'tokens of the padding take part in attention'
-    return None if is_static(*size) else 'the graph is compiled for any size'
+    return None if is_static(*size) else 'the graph has dynamic shapes'
 
 
 def run(
@@ -164,8 +164,8 @@ def run(
     residual: bool,
     size: Size,
 ) -> Tensor:
-    """Compute the branch `scale * layer(norm(x), size)` of tokens (B, N, C)."""
-    tiling = Tiling.of_map(*size, layer.window_size)
+    """Compute `scale * layer(norm(x), size)` of tokens (B, N, C), plus `x` if `residual`."""
+    tiling = Tiling.of_grid(*size, layer.window_size)
     attended = [
         attention(q, k, v, layer.attn_drop)  # (w, h, n, d)
         for q, k, v in _norm_qkv(mode, x, norm, layer, tiling)

@@ -59,7 +59,7 @@ def test_a_context_ends_with_an_error() -> None:
 
 
 def test_bad_names() -> None:
-    with pytest.raises(ValueError, match=r"mode must be one of \('auto', 'reference'\), got 'off'"):
+    with pytest.raises(ValueError, match=r"setting must be .*, got 'off'"):
         kernels.use('off')
     with pytest.raises(ValueError, match=r"disable must hold names of \(.*\), got \['mlp'\]"):
         kernels.use('auto', disable=('mlp', 'windows'))
@@ -92,7 +92,8 @@ def test_explain_names_layers_paths_and_reasons(capsys: pytest.CaptureFixture[st
     model = SMALL['twins']().eval()
     with torch.no_grad(), kernels.use('auto', disable='norm_mlp'):
         paths = kernels.explain(model, torch.randn(1, 3, 64, 96))
-    by_layer = {path.layer: path for path in paths}
+    by_layer = {path.layer: path for path in paths if path.function.startswith('TwinsSVTBlock')}
+    assert by_layer['blocks.0.0.attn'].function == 'TwinsSVTBlock.attend'
     assert by_layer['blocks.0.0.attn'].path == 'windows'
     assert by_layer['blocks.0.0.attn'].reason == ''
     assert by_layer['blocks.0.0.mlp'].path == 'reference'
@@ -100,7 +101,8 @@ def test_explain_names_layers_paths_and_reasons(capsys: pytest.CaptureFixture[st
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(paths)
     for line, path in zip(lines, paths, strict=True):
-        assert line.startswith(path.layer)
+        assert line.split()[:1] == [path.function]
+        assert path.layer in line
         assert path.path in line
         assert line.endswith(path.reason)
 
@@ -164,21 +166,19 @@ def tag(linear: nn.Linear) -> None:
     linear.weight = Tagged(linear.weight.detach())
 
 
+REASONS = {
+    add_forward_hook: 'a Linear has a hook',
+    add_forward_pre_hook: 'a Linear has a hook',
+    add_backward_hook: 'a Linear has a hook',
+    set_class: 'the class Linear is not from PyTorch, mmcv or this package',
+    set_forward: 'a Linear has a forward of its own',
+    parametrize: 'the class ParametrizedLinear is not from PyTorch, mmcv or this package',
+    tag: 'a Linear holds a Tagged',
+}
 LAYERS = {'blocks.0.0.attn': 'qkv', 'blocks.0.0.mlp': 'fc1'}
 
 
-@pytest.mark.parametrize(
-    'change',
-    [
-        add_forward_hook,
-        add_forward_pre_hook,
-        add_backward_hook,
-        set_class,
-        set_forward,
-        parametrize,
-        tag,
-    ],
-)
+@pytest.mark.parametrize('change', REASONS)
 @pytest.mark.parametrize('layer', LAYERS)
 def test_a_kernel_steps_aside_for_what_is_not_plain(
     layer: str, change: Callable[[nn.Linear], None]
@@ -187,9 +187,7 @@ def test_a_kernel_steps_aside_for_what_is_not_plain(
     x = torch.randn(1, 3, 64, 96)
     assert path_of(model, layer, x)[0] != 'reference'
     change(getattr(model.get_submodule(layer), LAYERS[layer]))
-    path, reason = path_of(model, layer, x)
-    assert path == 'reference'
-    assert reason
+    assert path_of(model, layer, x) == ('reference', REASONS[change])
 
 
 def test_a_kernel_steps_aside_for_global_hooks() -> None:
@@ -219,3 +217,32 @@ def test_a_kernel_steps_aside_for_transforms() -> None:
     vmap(call)(x)
     assert reasons[0][0] == 'reference'
     assert 'torch.func transform' in reasons[0][1]
+
+
+@pytest.mark.parametrize('name', ['twins', 'xcit'])
+def test_dropout_obeys_its_own_training_mode(name: str) -> None:
+    # Monte Carlo dropout: a model in evaluation mode whose dropout alone is in training mode.
+    x = torch.randn(2, 3, 128, 128)
+    for rate in ('drop_rate', 'attn_drop_rate', 'drop_path_rate'):
+        model = SMALL[name](**{rate: 0.5}).eval()
+        with torch.no_grad():
+            assert torch.equal(model(x)[-1], model(x)[-1])
+            for module in model.modules():
+                if type(module).__name__.startswith('Drop'):
+                    module.train()
+            assert not torch.equal(model(x)[-1], model(x)[-1]), rate
+
+
+def test_a_function_without_a_kernel_runs_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('mmvit_backbones.kernels.dispatch.FUNCTION_KERNELS', {})
+    monkeypatch.setattr('mmvit_backbones.kernels.dispatch.BRANCH_KERNELS', {})
+    assert run_paths(SMALL['xcit'](), torch.randn(2, 3, 64, 96)) == {'reference'}
+
+
+@pytest.mark.parametrize('strict', [False, True])
+def test_exported_graphs_hold_fused_attention(strict: bool) -> None:
+    exported = torch.export.export(
+        SMALL['twins']().eval(), (torch.randn(1, 3, 64, 64),), strict=strict
+    )
+    targets = [str(node.target) for node in exported.graph.nodes]
+    assert sum('scaled_dot_product_attention' in target for target in targets) == 4

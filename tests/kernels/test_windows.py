@@ -18,7 +18,7 @@ def test_windows_hold_neighbours(size: tuple[int, int]) -> None:
         for right in range(0, width, 3):
             window = whole[:, bottom : bottom + 3, right : right + 3]
             expected += [tuple(of_image.flatten().tolist()) for of_image in window]
-    tiling = Tiling.of_map(*size, window_size=3)
+    tiling = Tiling.of_grid(*size, window_size=3)
     rows = tiling.gather(tokens, tokens.dtype)
     found = [tuple(w) for part in tiling.split(rows) for w in part.squeeze(2).tolist()]
     assert sorted(found) == sorted(expected)
