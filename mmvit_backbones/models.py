@@ -10,14 +10,11 @@ from torch import Tensor, nn
 
 from mmvit_backbones.backbones.base import Backbone, resolve_arch
 from mmvit_backbones.backbones.feature_info import FeatureInfo
-from mmvit_backbones.checkpoints.description import PublicFile
+from mmvit_backbones.checkpoints.description import IMAGENET_MEAN, IMAGENET_STD, PublicFile
 from mmvit_backbones.checkpoints.loading import load_checkpoint
 from mmvit_backbones.checkpoints.networks import NETWORKS, network_of_model
 from mmvit_backbones.checkpoints.zoo import list_pretrained
 from mmvit_backbones.layers.init import init_linear
-
-# Of ImageNet, which all public weights expect; for pixels in [0, 1].
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class LinearHead(nn.Module):
@@ -202,8 +199,8 @@ def _pretrained_cfg(name: str, file: PublicFile | None, crop: float) -> dict[str
         input_size=(3, size, size),
         interpolation='bicubic',
         crop_pct=crop,
-        mean=MEAN,
-        std=STD,
+        mean=file.mean if file else IMAGENET_MEAN,
+        std=file.std if file else IMAGENET_STD,
         **known,
     )
 
