@@ -77,14 +77,16 @@ def test_peer(name: str) -> None:
 @given(
     heads=st.lists(st.integers(1, 3), min_size=4, max_size=4),
     depths=st.lists(st.integers(1, 4), min_size=4, max_size=4),
-    ratios=st.lists(st.sampled_from([1, 7]), min_size=4, max_size=4),
+    ratios=st.lists(st.sampled_from([1, 2]), min_size=4, max_size=4),
     source=st.sampled_from(['timm', 'mmpretrain']),
 )
 def test_any_twins(heads: list, depths: list, ratios: list, source: str) -> None:
     stages = tuple(('LG' * 2)[:depth] for depth in depths)
     dims = tuple(4 * h for h in heads)
-    arch = TwinsSVTArch(dims, stages, tuple(heads), head_dims=4, sr_ratios=tuple(ratios))
-    check_peer(PEERS[f'{source} twins'][0], source, arch, 16, (224, 224))
+    arch = TwinsSVTArch(
+        dims, stages, tuple(heads), head_dims=4, sr_ratios=tuple(ratios), window_size=2
+    )
+    check_peer(PEERS[f'{source} twins'][0], source, arch, 16, (64, 64))
 
 
 @FEW
