@@ -132,6 +132,7 @@ def test_page_for_download_by_hand(server: Server) -> None:
     assert 'a page for download by hand' in message
     assert f'  {page.url}\n    -> {cached_path(page.url)}' in message
     assert server.requests == []
+    cache_folder().mkdir(parents=True)
     torch.save(WEIGHTS, cached_path(page.url))
     assert download('net', (page,), accept) == cached_path(page.url)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -167,6 +168,7 @@ class RankModel(BaseModel):
 
 def start_rank(rank: int, url: str, folder: Path) -> None:
     """Start a runner as one of two processes and keep the weights it starts from."""
+    warnings.simplefilter('ignore')  # MMEngine's about threads
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         'gloo', init_method=f'file://{folder}/meeting', rank=rank, world_size=2
