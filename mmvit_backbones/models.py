@@ -10,14 +10,11 @@ from torch import Tensor, nn
 
 from mmvit_backbones.backbones.base import Backbone, resolve_arch
 from mmvit_backbones.backbones.feature_info import FeatureInfo
-from mmvit_backbones.checkpoints.description import PublicFile
+from mmvit_backbones.checkpoints.description import IMAGENET_MEAN, IMAGENET_STD, PublicFile
 from mmvit_backbones.checkpoints.loading import load_checkpoint
 from mmvit_backbones.checkpoints.networks import NETWORKS, network_of_model
 from mmvit_backbones.checkpoints.zoo import list_pretrained
 from mmvit_backbones.layers.init import init_linear
-
-# Of ImageNet, which all public weights expect; for pixels in [0, 1].
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class LinearHead(nn.Module):
@@ -75,6 +72,17 @@ class Classifier(nn.Module):
         """Channels, stride and module of the backbone's feature maps."""
         return self.backbone.feature_info.under('backbone.')
 
+    @property
+    def num_features(self) -> int:
+        """Channels of the pooled features."""
+        return self.out_channels[-1]
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that should have no weight decay, beside norms and biases."""
+        keywords = self.backbone.no_weight_decay_keywords
+        names = (name for name, _ in self.named_parameters())
+        return {name for name in names if any(keyword in name for keyword in keywords)}
+
     def features(self, x: Tensor) -> Tensor:
         """Pooled features (B, C) of images (B, in_channels, H, W), with C of the last map."""
         return self.neck(self.backbone(x))[-1]
@@ -114,7 +122,7 @@ class Classifier(nn.Module):
             raise ValueError(f'num_classes must be 0 or more, got {num_classes}')
         like = next(self.neck.parameters(), next(self.backbone.parameters()))
         self.num_classes = num_classes
-        self.head = LinearHead(self.out_channels[-1], num_classes).to(like.device, like.dtype)
+        self.head = LinearHead(self.num_features, num_classes).to(like.device, like.dtype)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block of the backbone in backward to save memory, or not."""
@@ -202,8 +210,8 @@ def _pretrained_cfg(name: str, file: PublicFile | None, crop: float) -> dict[str
         input_size=(3, size, size),
         interpolation='bicubic',
         crop_pct=crop,
-        mean=MEAN,
-        std=STD,
+        mean=file.mean if file else IMAGENET_MEAN,
+        std=file.std if file else IMAGENET_STD,
         **known,
     )
 

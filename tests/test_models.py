@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -286,6 +287,7 @@ def test_timm_habits_of_a_backbone(name: str) -> None:
     assert info.channels() == list(model.out_channels)
     assert info.reduction() == [4, 8, 16, 32]
     assert [entry['module'] for entry in info] == info.module_name()
+    assert (info.channels(-1), info.reduction([0, 2])) == (model.out_channels[-1], [4, 16])
     modules = dict(model.named_modules())
     assert all(module in modules for module in info.module_name())
     with torch.no_grad():
@@ -301,6 +303,12 @@ def test_timm_habits_of_a_classifier(name: str) -> None:
     assert last['num_chs'] == theirs.feature_info[-1]['num_chs']
     assert last['reduction'] == theirs.feature_info[-1]['reduction']
     assert last['module'] in dict(model.named_modules())
+    assert model.num_features == theirs.num_features
+    assert resolve_model_data_config(model) == resolve_model_data_config(theirs)
+    class_token = {'neck.cls_token'} if 'xcit' in name else set()
+    backbone = {f'backbone.{name}' for name in model.backbone.no_weight_decay()}
+    assert backbone
+    assert model.no_weight_decay() == backbone | class_token
     with torch.no_grad():
         features = model.forward_features(IMAGES)
         assert features.shape == (2, last['num_chs'], *(64 // last['reduction'],) * 2)

@@ -3,15 +3,62 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import sys
 from pathlib import Path
 
-from mmvit_backbones.checkpoints.zoo import file_table, model_table
+import torch
+
+from mmvit_backbones import create_model, list_models, list_pretrained
+from mmvit_backbones.complexity import count_multiply_adds, count_parameters
 
 ROOT = Path(__file__).parents[1]
-TABLES = {'README.md': model_table, 'docs/zoo.md': file_table}
 BETWEEN = re.compile(r'(?<=<!-- weights -->\n).*?(?=\n<!-- end -->)', re.DOTALL)
+
+
+@functools.cache
+def cost(model: str) -> tuple[int, int]:
+    """Return parameters, and multiply-adds at 224 x 224, of a classifier of 1000 classes."""
+    with torch.device('meta'):
+        classifier = create_model(model, num_classes=1000)
+    return count_parameters(classifier), count_multiply_adds(classifier, 224, 224)
+
+
+def model_table() -> str:
+    """Return the table of all models that have public weights."""
+    lines = [
+        '| model | parameters (M) | multiply-adds at 224 px (G) | weights, reported accuracy |',
+        '|---|---|---|---|',
+    ]
+    for model in list_models():
+        if files := list_pretrained(model).values():
+            parameters, multiply_adds = cost(model)
+            weights = '; '.join(f'`{file.tag}` {file.reported}' for file in files)
+            numbers = f'{parameters / 1e6:.1f} | {multiply_adds / 1e9:.2f}'
+            lines.append(f'| `{model}` | {numbers} | {weights} |')
+    return '\n'.join(lines)
+
+
+def file_table() -> str:
+    """Return the table of all public weights."""
+    lines = [
+        '| name | image (px) | reported | by | licence | addresses, SHA-256 where known |',
+        '|---|---|---|---|---|---|',
+    ]
+    for file in list_pretrained().values():
+        addresses = [
+            f'{"by hand: " * a.by_hand}<{a.url}>{f" {a.sha256}" if a.sha256 else ""}'
+            for a in file.addresses
+        ]
+        lines.append(
+            f'| `{file.name}` | {file.input_size} | {file.reported} | <{file.source}> | '
+            f'{file.licence} | {"<br>".join(addresses)} |'
+        )
+    return '\n'.join(lines)
+
+
+TABLES = {'README.md': model_table, 'docs/zoo.md': file_table}
 
 
 def parse_args() -> argparse.Namespace:

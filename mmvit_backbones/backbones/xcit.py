@@ -237,8 +237,8 @@ class XCiT(Backbone):
     Args:
         arch: A name in `ARCHS` (the paper's sizes) or a dict of `XCiTArch`'s fields;
             `dict(variant='vit-pytorch', ...)` gives the structure of that package.
-        patch_size: Stride of the tokens in pixels, 8 or 16; anything from 1 with variant
-            `'vit-pytorch'` and without a pyramid.
+        patch_size: Stride of the tokens in pixels: 8 or 16; without a pyramid also 4, or with
+            variant `'vit-pytorch'` anything from 1.
         in_channels: Channels of the image.
         out_indices: Blocks to return, strictly increasing; four with a pyramid. By default those
             of `default_out_indices`: (3, 5, 7, 11) at depth 12, (7, 11, 15, 23) at 24.

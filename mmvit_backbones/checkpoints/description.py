@@ -21,6 +21,7 @@ from mmvit_backbones.layers.variant import PAPER
 PREFIX = 'backbone.'
 HEAD = 'head.fc.'
 OURS = 'ours'
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DIALECTS = ('official', 'timm', 'mmpretrain', 'mmseg', 'vit-pytorch', OURS)
 
 
@@ -118,7 +119,8 @@ class PublicFile:
         source: Who reports it.
         num_classes: Classes of the head; 0 if the file has none.
         licence: Of the weights.
-        page: Where the authors have the file for download by hand, if they have no address of it.
+        mean: What is subtracted from pixels in [0, 1].
+        std: By what they are then divided.
     """
 
     name: str
@@ -130,7 +132,8 @@ class PublicFile:
     source: str
     num_classes: int = 1000
     licence: str = 'Apache-2.0'
-    page: str | None = None
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
 
     @property
     def tag(self) -> str:
@@ -169,7 +172,8 @@ class Network:
         free_models: Model's name -> function from a user's sizes to arguments of the backbone.
         dialects: Sources of weights.
         arch_settings: Fields of the architecture that weights show.
-        options: Other arguments of the backbone that weights show.
+        options: Other arguments of the backbone that weights show -> function from an argument to
+            what they show of it.
         read_settings: Values of both as weights under our names show them, None where they don't.
         last_map: From an architecture to the arguments that make a backbone return its last
             feature map only.
@@ -180,8 +184,6 @@ class Network:
             the adapted tensor and what was done; None if there is no way.
         crop: Share of the image that tests of classifiers cut out.
         files: Public weights. The first of a model is its default.
-        costs: Model's name -> parameters, and multiply-adds at 224 x 224, of its classifier of
-            1000 classes.
     """
 
     name: str
@@ -193,14 +195,13 @@ class Network:
     read_settings: Callable[[Mapping[str, Tensor]], dict[str, Any]]
     last_map: Callable[[Any], dict[str, Any]]
     pooling: Callable[[Any], nn.Module]
-    options: tuple[str, ...] = ()
+    options: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     free_models: Mapping[str, Callable[..., dict[str, Any]]] = field(default_factory=dict)
     stacks: tuple[str, ...] = ()
     optional_parts: tuple[OptionalPart, ...] = ()
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
     crop: float = 1.0
     files: tuple[PublicFile, ...] = ()
-    costs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def dialect(self, name: str) -> Dialect:
         """Return a source's names of this network.
@@ -218,7 +219,8 @@ class Network:
     def signature(self, arch: Any, **options: Any) -> Signature:
         """Return what weights of an architecture show."""
         known = {name: getattr(arch, name) for name in self.arch_settings}
-        return Signature(self.name, {**known, **{name: options.get(name) for name in self.options}})
+        shown = {name: show(options.get(name)) for name, show in self.options.items()}
+        return Signature(self.name, {**known, **shown})
 
     def signature_of_model(self, backbone: Backbone) -> Signature:
         """Return what weights of a backbone's whole architecture show."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from urllib.request import Request, urlopen
 
 import torch
 from filelock import FileLock
+from mmengine.logging import print_log
 from rich.console import Console
 from rich.progress import wrap_file
 
@@ -38,10 +40,12 @@ class Address:
     Attributes:
         url: Its http or https address.
         sha256: Its SHA-256, or the first digits of it; None if it is not known.
+        by_hand: Whether it is a page from which only a person gets the file.
     """
 
     url: str
     sha256: str | None = None
+    by_hand: bool = False
 
 
 def cache_folder() -> Path:
@@ -86,7 +90,8 @@ def download(name: str, addresses: Sequence[Address], check: Callable[[Path], ob
 
     The addresses are tried in their order. A file lock makes one process of the machine download
     while the others wait for its result, good or bad. A file appears under its name only when it is
-    complete and has passed all checks.
+    complete and has passed all checks. Where its hash is known, the local copy is checked each
+    time; one that has been damaged since is downloaded again.
 
     Args:
         name: What the user asked for, for the error.
@@ -97,11 +102,14 @@ def download(name: str, addresses: Sequence[Address], check: Callable[[Path], ob
         DownloadError: If no address gave the file; it tells how to put the file there by hand.
     """
     for address in addresses:
-        if (path := cached_path(address.url)).exists():
+        if path := _cached(address):
             return path
     asked = time.time()
     problems = {}
     for address in addresses:
+        if address.by_hand:
+            problems[address.url] = 'a page for download by hand'
+            continue
         try:
             return _download_locked(address, check, asked)
         except (OSError, HTTPException, CheckpointError) as error:
@@ -138,13 +146,27 @@ def download_from_hub(repository: str, check: Callable[[Path], object]) -> Path:
     raise DownloadError(f'{HUB}{repository} could not be downloaded: {problems}')
 
 
+def _cached(address: Address) -> Path | None:
+    """Return the local copy, None if there is none or it is damaged."""
+    path = cached_path(address.url)
+    if not path.exists():
+        return None
+    if address.sha256:
+        try:
+            check_sha256(path, address.sha256)
+        except CheckpointError as error:
+            print_log(f'{path} is not used: {error}', logger='current', level=logging.WARNING)
+            return None
+    return path
+
+
 def _download_locked(address: Address, check: Callable[[Path], object], asked: float) -> Path:
     path = cached_path(address.url)
     failed = path.with_name(f'{path.name}.failed')
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f'{path}.lock'):
-        if path.exists():
-            return path
+        if cached := _cached(address):
+            return cached
         if failed.exists() and failed.stat().st_mtime > asked:
             # Another process tried while this one waited for the lock.
             raise CheckpointError(failed.read_text(encoding='utf-8'))

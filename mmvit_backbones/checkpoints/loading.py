@@ -64,7 +64,8 @@ def load_checkpoint(
     the source lacks, output norms and a pyramid that an ImageNet file lacks, parts that a backbone
     does not have (a classifier, the rest of a detector, stages behind the last one in use), and
     BatchNorm's count of batches in old files. A stem for another number of channels is adapted by
-    timm's rule, a learned position for another grid is interpolated.
+    timm's rule (not in variant `'vit-pytorch'`, whose stem has a norm over the values of a patch,
+    for which there is no rule); a learned position for another grid is interpolated.
 
     Args:
         model: A model that is or holds one backbone of this package.

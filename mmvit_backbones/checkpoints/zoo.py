@@ -53,36 +53,3 @@ def close_names(name: str) -> str:
 def _hint(name: str, known: set[str]) -> str:
     close = get_close_matches(name, sorted(known))
     return f'; did you mean {" or ".join(close)}?' if close else ''
-
-
-def model_table() -> str:
-    """Return a Markdown table of all models that have public weights, for README.md."""
-    lines = [
-        '| model | parameters (M) | multiply-adds at 224 px (G) | weights, reported accuracy |',
-        '|---|---|---|---|',
-    ]
-    for network in NETWORKS.values():
-        for model in network.models:
-            files = list_pretrained(model).values()
-            if files:
-                millions, billions = network.costs[model][0] / 1e6, network.costs[model][1] / 1e9
-                weights = '; '.join(f'`{file.tag}` {file.reported}' for file in files)
-                lines.append(f'| `{model}` | {millions:.1f} | {billions:.2f} | {weights} |')
-    return '\n'.join(lines)
-
-
-def file_table() -> str:
-    """Return a Markdown table of all public weights, for docs/zoo.md."""
-    lines = [
-        '| name | image (px) | reported | by | licence | addresses, SHA-256 where known |',
-        '|---|---|---|---|---|---|',
-    ]
-    for file in _files():
-        addresses = [f'<{a.url}>' + (f' {a.sha256}' if a.sha256 else '') for a in file.addresses]
-        if file.page:
-            addresses.append(f'by hand: <{file.page}>')
-        lines.append(
-            f'| `{file.name}` | {file.input_size} | {file.reported} | <{file.source}> | '
-            f'{file.licence} | {"<br>".join(addresses)} |'
-        )
-    return '\n'.join(lines)

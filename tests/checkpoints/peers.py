@@ -87,8 +87,8 @@ def timm_twins(arch: TwinsSVTArch, _: int = 16, num_classes: int = CLASSES) -> n
 
 
 def timm_xcit(arch: XCiTArch, patch_size: int = 16, num_classes: int = CLASSES) -> nn.Module:
-    return TimmXCiT(
-        patch_size=patch_size,
+    model = TimmXCiT(
+        patch_size=16 if patch_size == 4 else patch_size,
         num_classes=num_classes,
         embed_dim=arch.embed_dims,
         depth=arch.depth,
@@ -97,6 +97,14 @@ def timm_xcit(arch: XCiTArch, patch_size: int = 16, num_classes: int = CLASSES) 
         tokens_norm=arch.tokens_norm,
         cls_attn_layers=arch.cls_layers,
     )
+    return without_two_strides(model) if patch_size == 4 else model
+
+
+def without_two_strides(model: nn.Module) -> nn.Module:
+    """Make patches of 4 of an XCiT for 16, as RobustBench's `adapt_model_patches` does."""
+    for index in (0, 2):
+        model.patch_embed.proj[index][0].stride = (1, 1)
+    return model
 
 
 def mmpretrain_classifier(

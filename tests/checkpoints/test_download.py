@@ -77,7 +77,7 @@ def fails(server: Server, *addresses: Address) -> str:
     with pytest.raises(DownloadError) as caught:
         download('net', addresses, accept)
     assert not any(cached_path(address.url).exists() for address in addresses)
-    assert not [name for name in left_over() if name.endswith('.part')]
+    assert not list(cache_folder().glob('*.part'))
     return str(caught.value)
 
 
@@ -109,6 +109,32 @@ def test_wrong_hash(server: Server) -> None:
     digits = file_sha256(server.folder / 'net.pth')
     assert f'SHA-256 is {digits}, expected 01234567' in fails(server, Address(url, '01234567'))
     assert download('net', (Address(url, digits[:8]),), accept) == cached_path(url)
+
+
+def test_damaged_later(server: Server) -> None:
+    """A local copy that no longer has the known hash is not used, and replaced."""
+    url = server.save('net.pth')
+    address = Address(url, file_sha256(server.folder / 'net.pth')[:8])
+    path = download('net', (address,), accept)
+    path.write_bytes(path.read_bytes()[:-1] + b'?')
+    assert download('net', (address,), accept) == path
+    assert_same(read_checkpoint(path), WEIGHTS)
+    assert server.requests == ['/net.pth'] * 2
+    path.write_bytes(b'damaged')
+    server.cut = 0.5
+    with pytest.raises(DownloadError, match='truncated'):
+        download('net', (address,), accept)
+
+
+def test_page_for_download_by_hand(server: Server) -> None:
+    page = Address(f'{server.url}file/d/key/view', by_hand=True)
+    message = fails(server, page)
+    assert 'a page for download by hand' in message
+    assert f'  {page.url}\n    -> {cached_path(page.url)}' in message
+    assert server.requests == []
+    cache_folder().mkdir(parents=True)
+    torch.save(WEIGHTS, cached_path(page.url))
+    assert download('net', (page,), accept) == cached_path(page.url)
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
+import mmpretrain
 import mmseg
 import pytest
 import timm
@@ -20,20 +24,20 @@ from mmvit_backbones.backbones.base import resolve_arch
 from mmvit_backbones.checkpoints import CheckpointError
 from mmvit_backbones.checkpoints.description import PublicFile
 from mmvit_backbones.checkpoints.download import Address, file_sha256
-from mmvit_backbones.checkpoints.networks import NETWORKS, network_of_model
-from mmvit_backbones.checkpoints.zoo import file_table, model_table
+from mmvit_backbones.checkpoints.networks import network_of_model
 from mmvit_backbones.complexity import count_multiply_adds, count_parameters
 from tests.checkpoints.conftest import Server
 from tests.checkpoints.peers import (
     mmpretrain_classifier,
     mmpretrain_logits,
     mmseg_backbone,
+    official_twins,
     official_xcit,
     set_epsilons,
     timm_xcit,
     without_values,
 )
-from tests.utils import max_error, randomize
+from tests.utils import as_maps, max_error, randomize
 
 ROOT = Path(__file__).parents[2]
 FILES = list_pretrained()
@@ -59,47 +63,65 @@ REPORTED = {
     'xcit_large_24_p8': 141.226,
     'xcit_large_24_p16': 35.856,
 }
-COSTS = {name: cost for network in NETWORKS.values() for name, cost in network.costs.items()}
 
 
-@pytest.mark.parametrize('name', COSTS)
-def test_costs(name: str) -> None:
-    with without_values():
-        model = create_model(name, num_classes=1000)
-    parameters, multiply_adds = COSTS[name]
-    assert parameters == count_parameters(model)
-    counted = count_multiply_adds(model, 224, 224)
-    if name.startswith('twins'):
-        assert counted == multiply_adds
-    else:  # class attention projects all tokens to queries, as in the authors' code
-        assert multiply_adds < counted < 1.02 * multiply_adds
+def load_tool() -> ModuleType:
+    """The program that writes the tables."""
+    spec = importlib.util.spec_from_file_location('zoo_tables', ROOT / 'tools/zoo_tables.py')
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool
 
 
-@pytest.mark.parametrize('name', ['xcit_nano_12_p8', 'xcit_medium_24_p16'])
-def test_same_counter_on_timms_model(name: str) -> None:
-    with without_values():
-        model = timm.create_model(f'{name}_224')
-    parameters, multiply_adds = COSTS[name]
-    assert count_parameters(model) == parameters
-    assert abs(count_multiply_adds(model, 224, 224) / multiply_adds - 1) < 0.005
+def costs_in_readme() -> dict[str, tuple[float, float]]:
+    """Model -> millions of parameters and 10^9 multiply-adds."""
+    rows = re.findall(r'\| `(\w+)` \| ([\d.]+) \| ([\d.]+) \|', (ROOT / 'README.md').read_text())
+    return {model: (float(millions), float(billions)) for model, millions, billions in rows}
 
 
-@pytest.mark.parametrize('name', REPORTED)
-def test_costs_are_near_what_is_reported(name: str) -> None:
+def test_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are those of the descriptions; costs, which take long to count, of a few models."""
+    tool, costs = load_tool(), costs_in_readme()
+    for model in ('twins_svt_small', 'xcit_nano_12_p16', 'xcit_small_12_p4'):
+        parameters, multiply_adds = tool.cost(model)
+        assert costs[model] == (round(parameters / 1e6, 1), round(multiply_adds / 1e9, 2))
+    written = {
+        model: (millions * 1e6, billions * 1e9) for model, (millions, billions) in costs.items()
+    }
+    monkeypatch.setattr(tool, 'cost', written.__getitem__)
+    assert tool.write_tables(check=True) == []
+    monkeypatch.setattr(tool, 'list_models', lambda: ['xcit_nano_12_p16'])
+    assert tool.write_tables(check=True) == ['README.md']
+
+
+def test_costs_are_near_what_is_reported() -> None:
     """Reported numbers leave out attention (Twins-SVT) or count norms and activations (XCiT)."""
-    assert 0.98 < COSTS[name][1] / (REPORTED[name] * 1e9) < 1.04
+    costs = costs_in_readme()
+    assert all(0.98 < costs[name][1] / reported < 1.04 for name, reported in REPORTED.items())
+
+
+def test_same_counter_on_timms_model() -> None:
+    """Its class attention makes a query of the class token only."""
+    parameters, multiply_adds = load_tool().cost('xcit_nano_12_p16')
+    with torch.device('meta'):
+        model = timm.create_model('xcit_nano_12_p16_224')
+    assert count_parameters(model) == parameters
+    assert 0.98 < count_multiply_adds(model, 224, 224) / multiply_adds < 1
 
 
 def test_numbers_of_files() -> None:
-    """As many as the sources list: 3 sizes twice, 42, 4 twice, 3; 6 and 24 whole models."""
-    assert len(BACKBONES) == 2 * 3 + 42 + 2 * 4 + 3
-    assert len(WHOLE) == 6 + 24
-    urls = [address.url for file in FILES.values() for address in file.addresses]
-    assert len(set(urls)) == len(urls)
-    hashed = [a for file in FILES.values() for a in file.addresses if a.sha256]
-    # mmpretrain's 45, three of them on two hosts; mmsegmentation's 3 and 6.
-    assert len(hashed) == 45 + 3 + 3 + 6
+    """As many as the sources list."""
+    # 3 sizes twice; 42; 4 twice; 3 twice of ImageNet and 6 of CIFAR.
+    assert len(BACKBONES) == 2 * 3 + 42 + 2 * 4 + 2 * 3 + 6
+    assert len(WHOLE) == 6 + 3 + 24
+    addresses = [address for file in FILES.values() for address in file.addresses]
+    assert len({address.url for address in addresses}) == len(addresses)
+    hashed = [address for address in addresses if address.sha256]
+    # mmpretrain's 45 on two hosts; mmsegmentation's 3 and 6.
+    assert len(hashed) == 2 * 45 + 3 + 6
     assert all(len(a.sha256) == 8 and a.url.endswith(f'-{a.sha256}.pth') for a in hashed)
+    # ImageNet and UperNet of Twins-SVT, robust XCiT.
+    assert sum(address.by_hand for address in addresses) == 3 + 3 + 12
 
 
 def test_timm_knows_its_names() -> None:
@@ -109,38 +131,65 @@ def test_timm_knows_its_names() -> None:
     assert {url.split('/')[4] for url in hub} == known
 
 
+def test_mmpretrain_knows_its_addresses() -> None:
+    folder = Path(mmpretrain.__file__).parent / '.mim/configs'
+    text = ''.join((folder / name / 'metafile.yml').read_text() for name in ('twins', 'xcit'))
+    known = {url for url in re.findall(r'Weights: (\S+)', text) if 'pcpvt' not in url}
+    addresses = {address.url for file in FILES.values() for address in file.addresses}
+    assert {url for url in known if 'mmassets.onedl.ai' in url} <= addresses
+    assert len({url for url in addresses if 'mmassets.onedl.ai' in url}) == 45
+
+
 @pytest.mark.parametrize('name', FILES)
-def test_input_size(name: str) -> None:
-    """The size of classifiers is timm's, where timm has the file."""
+def test_input(name: str) -> None:
+    """What classifiers take is what timm says, where timm has the file."""
     file = FILES[name]
     assert file.model in list_models()
     hub = [a.url.split('/')[4] for a in file.addresses if 'huggingface.co/timm' in a.url]
     for theirs in hub:
         cfg = timm.get_pretrained_cfg(theirs)
         assert cfg.input_size == (3, file.input_size, file.input_size)
-        assert cfg.num_classes == file.num_classes
+        assert (cfg.num_classes, cfg.mean, cfg.std) == (file.num_classes, file.mean, file.std)
         assert cfg.license == file.licence.lower()
 
 
-def source(file: PublicFile, url: str) -> nn.Module | dict[str, tuple[int, ...]]:
-    """The source's own model of an address, or the names and shapes that it documents."""
+# Who names weights alike: part of the address -> source.
+SOURCES = {
+    'huggingface.co/timm': 'timm',
+    '/mmclassification/': 'mmpretrain',
+    '/mmsegmentation/': 'mmseg',
+    'dl.fbaipublicfiles.com': 'authors',
+    'Twins': 'authors',
+    'obust': 'robust',
+}
+
+
+def source_of(file: PublicFile, address: Address) -> str:
+    where = file.source if address.by_hand else address.url
+    return next(source for part, source in SOURCES.items() if part in where)
+
+
+def source(file: PublicFile, name: str) -> nn.Module | dict[str, tuple[int, ...]]:
+    """The source's own model of a file, or the names and shapes that it documents."""
     network = network_of_model(file.model)
     options = network.models[file.model]
     arch, patch_size = resolve_arch(options['arch'], network.archs), options.get('patch_size', 16)
-    if 'huggingface.co/timm' in url:
-        return timm.create_model(url.split('/')[4].split('.')[0])
-    if '/mmclassification/' in url:
+    if name == 'mmpretrain':
         return mmpretrain_classifier(arch, patch_size, 1000)
-    if '/mmsegmentation/' in url:
+    if name == 'mmseg':
         return mmseg_backbone(arch)
-    if 'robustbench' in url:
-        return timm_xcit(arch, patch_size, 1000)
-    shapes = official_xcit(arch, patch_size, 1000)
-    is_headless = file.num_classes == 0
-    return {k: s for k, s in shapes.items() if not (is_headless and k.startswith('head.'))}
+    if name == 'authors':
+        is_twins = network.name == 'twins_svt'
+        shapes = official_twins(arch, 1000) if is_twins else official_xcit(arch, patch_size, 1000)
+        is_headless = file.num_classes == 0
+        return {k: s for k, s in shapes.items() if not (is_headless and k.startswith('head.'))}
+    if name == 'timm':
+        pixels = '' if network.name == 'twins_svt' else f'_{file.input_size}'
+        return timm.create_model(f'{file.model}{pixels}')
+    return timm_xcit(arch, patch_size, file.num_classes)
 
 
-def weights_of(model: nn.Module | dict[str, tuple[int, ...]], url: str) -> dict[str, Tensor]:
+def weights_of(model: nn.Module | dict[str, tuple[int, ...]], name: str) -> dict[str, Tensor]:
     if isinstance(model, nn.Module):
         weights = dict(model.state_dict())
     else:
@@ -149,7 +198,7 @@ def weights_of(model: nn.Module | dict[str, tuple[int, ...]], url: str) -> dict[
             value = torch.zeros(shape) if shape else torch.tensor(7)
             holder.register_buffer(str(i), value)
         weights = dict(zip(model, randomize(holder).buffers(), strict=True))
-    if '/pretrain/twins/' in url:  # hosted with the authors' final norm, without output norms
+    if name == 'mmseg':  # hosted with the authors' final norm, without output norms
         weights = {k: v for k, v in weights.items() if not k.startswith('norm_list')}
         last = weights['layers.3.0.norm1.weight']
         weights |= {f'norm.{kind}': torch.ones_like(last) for kind in ('weight', 'bias')}
@@ -170,114 +219,106 @@ def meta_tensor(key: str, shape: tuple[int, ...]) -> Tensor:
     return torch.empty(shape, dtype=dtype, device='meta')
 
 
-@pytest.mark.parametrize('name', BACKBONES)
-def test_every_address_at_full_size(name: str) -> None:
+# Files of one structure have one test: only values differ between, say, `in1k` and `dist_in1k`.
+STRUCTURES = {
+    (file.model, file.num_classes, source_of(file, address)): file
+    for file in map(FILES.__getitem__, BACKBONES)
+    for address in file.addresses
+}
+
+
+@pytest.mark.parametrize(('model', 'num_classes', 'origin'), STRUCTURES)
+def test_every_file_at_full_size(model: str, num_classes: int, origin: str) -> None:
     """Names and shapes of every source fill the model, without values."""
-    file = FILES[name]
-    for address in file.addresses:
-        with without_values():
-            theirs = source(file, address.url)
-            if isinstance(theirs, dict):
-                weights = {k: meta_tensor(k, shape) for k, shape in theirs.items()}
-            else:
-                weights = weights_of(theirs, address.url)
-            classifier = create_model(file.model, num_classes=1000)
-            backbone = create_model(file.model)
-        has_head = file.num_classes == 1000
-        with without_copies():
-            report = load_checkpoint(classifier, weights)
-            assert report.missing == (() if has_head else ('head.fc.weight', 'head.fc.bias'))
-            assert report.notes == (() if has_head else ('the source has no head',))
-            assert report.unexpected == ()
-            dense = load_checkpoint(backbone, weights)
-        assert {key.split('.')[0] for key in dense.missing} <= {'norm_list', 'pyramid'}
-        assert {key.split('.')[0] for key in dense.unexpected} <= {'neck', 'head'}
+    file = STRUCTURES[model, num_classes, origin]
+    with without_values():
+        theirs = source(file, origin)
+        if isinstance(theirs, dict):
+            weights = {k: meta_tensor(k, shape) for k, shape in theirs.items()}
+        else:
+            weights = weights_of(theirs, origin)
+        classifier = create_model(model, num_classes=num_classes or 1000)
+    with without_copies():
+        report = load_checkpoint(classifier, weights)
+        assert report.missing == (() if num_classes else ('head.fc.weight', 'head.fc.bias'))
+        assert report.notes == (() if num_classes else ('the source has no head',))
+        assert report.unexpected == ()
 
 
 def serve(
-    server: Server,
-    name: str,
-    urls: list[str],
-    weights: dict[str, Tensor],
-    patch: pytest.MonkeyPatch,
+    server: Server, name: str, url: str, weights: dict[str, Tensor], patch: pytest.MonkeyPatch
 ) -> None:
     """Put a public name's file on the local server, with the right hash."""
-    suffix = Path(urls[0]).suffix
-    url = server.save(f'{Path(urls[0]).stem}{suffix}', weights)
-    digits = file_sha256(server.folder / url.removeprefix(server.url))
-    file = replace(FILES[name], addresses=(Address(url, digits[:8]),))
+    local = server.save(Path(url).name, weights)
+    digits = file_sha256(server.folder / Path(url).name)
+    file = replace(FILES[name], addresses=(Address(local, digits[:8]),))
     patch.setattr('mmvit_backbones.checkpoints.reading.find_public_file', lambda _: file)
 
 
+# The smallest of each source; test_converting has the values of every structure at toy size.
 SERVED = [
-    (name, i)
-    for name in (
-        'twins_svt_small.in1k',
-        'twins_svt_small.in1k_mmseg',
-        'xcit_nano_12_p16.in1k',
-        'xcit_nano_12_p8.dist_in1k_384',
-        'xcit_small_12_p16.dino',
-        'xcit_small_12_p8.xcit_dino',
-        'xcit_small_12_p16.robust_in1k',
-        'xcit_medium_12_p16.robust_in1k',
-    )
-    for i in range(len(FILES[name].addresses))
-    if 'mmassets.onedl.ai' not in FILES[name].addresses[i].url
+    ('twins_svt_small.in1k', 'timm'),
+    ('twins_svt_small.in1k_mmseg', 'mmseg'),
+    ('xcit_nano_12_p16.in1k', 'timm'),
+    ('xcit_nano_12_p16.in1k', 'authors'),
+    ('xcit_nano_12_p8.dist_in1k_384', 'authors'),
+    ('xcit_nano_12_p8.dist_in1k_384', 'mmpretrain'),
 ]
 
 
-@pytest.mark.parametrize(('name', 'i'), SERVED)
-def test_file_by_name(name: str, i: int, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(('name', 'origin'), SERVED)
+def test_file_by_name(
+    name: str, origin: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A file of the source's model through the server gives the source's outputs."""
-    file, url = FILES[name], FILES[name].addresses[i].url
-    theirs = source(file, url)
+    file = FILES[name]
+    url = next(a.url for a in file.addresses if source_of(file, a) == origin)
+    theirs = source(file, origin)
     if isinstance(theirs, nn.Module):
         randomize(theirs).eval()
-    weights = weights_of(theirs, url)
-    if 'dl.fbaipublicfiles.com/xcit' in url:
+    weights = weights_of(theirs, origin)
+    if origin == 'authors':
         content = {'model': weights, 'epoch': 399}
     else:
         content = {'state_dict': weights} if '.pth' in url else weights
-    serve(server, name, [url], content, monkeypatch)
-    if '/pretrain/twins/' in url:
+    serve(server, name, url, content, monkeypatch)
+    if origin == 'mmseg':
         ours: nn.Module = create_model(file.model, out_norm=False)
-        report = load_checkpoint(ours, name)
         set_epsilons(theirs)
         for norm in theirs.norm_list:
             norm.register_forward_hook(lambda _, args, out: args[0])
     else:
-        classes = 1000 if file.num_classes else 0
-        ours = create_model(file.model, num_classes=classes)
-        report = load_checkpoint(ours, name)
-        assert report.unexpected == ()
+        ours = create_model(file.model, num_classes=file.num_classes)
+    report = load_checkpoint(ours, name)
+    assert report.unexpected == (
+        ('neck.norm.weight', 'neck.norm.bias') if origin == 'mmseg' else ()
+    )
     assert (report.missing, report.adapted) == ((), ())
-    if isinstance(theirs, dict):  # timm is the judge of values in the authors' names
-        names = {'pos_embeder.': 'pos_embed.'}
-        theirs_model = timm.create_model(
-            f'{file.model}_224', num_classes=1000 if file.num_classes else 0
-        )
-        renamed = {}
-        for key, value in weights.items():
-            for old, new in names.items():
-                key = key.replace(old, new)
-            if 'cls_attn_blocks' in key and '.qkv.' in key:
-                for part, rows in zip('qkv', value.chunk(3), strict=True):
-                    renamed[key.replace('qkv', part)] = rows
-            else:
-                renamed[key] = value
-        theirs_model.load_state_dict(renamed, strict=True)
-        theirs = theirs_model.eval()
-    x = torch.randn(1, 3, 224, 224, dtype=torch.float64)
+    if isinstance(theirs, dict):
+        theirs = timm_with(file, weights)
+    x = torch.randn(1, 3, *[224 if 'twins' in name else 64] * 2, dtype=torch.float64)
     ours.double().eval()
     theirs.double()
     with torch.no_grad():
-        expected = mmpretrain_logits(theirs, x) if '/mmclassification/' in url else theirs(x)
+        expected = mmpretrain_logits(theirs, x) if origin == 'mmpretrain' else theirs(x)
         actual = ours(x)
-    pairs = (
-        [(actual, expected)] if isinstance(actual, Tensor) else zip(actual, expected, strict=True)
-    )
-    for a, b in pairs:
+    for a, b in zip(as_maps(actual), as_maps(expected), strict=True):
         assert max_error(a, b) < 1e-9 * max(1, float(b.abs().max()))
+
+
+def timm_with(file: PublicFile, weights: dict[str, Tensor]) -> nn.Module:
+    """An XCiT of timm, the judge of values, with weights in the authors' names."""
+    renamed = {}
+    for key, value in weights.items():
+        key = key.replace('pos_embeder.', 'pos_embed.')
+        if 'cls_attn_blocks' in key and '.qkv.' in key:
+            for part, rows in zip('qkv', value.chunk(3), strict=True):
+                renamed[key.replace('qkv', part)] = rows
+        else:
+            renamed[key] = value
+    model = timm.create_model(f'{file.model}_224', num_classes=file.num_classes)
+    model.load_state_dict(renamed, strict=True)
+    return model.eval()
 
 
 def our_config(name: str) -> Path:
@@ -307,32 +348,42 @@ def build(path: Path) -> nn.Module:
 
 def mmseg_config(name: str) -> Path:
     """Mmsegmentation's own config of one of its files."""
-    method, size = name.split('_twins_svt_')
+    method, size = name.split('.')[0].split('_twins_svt_')
     head = {'upernet': 'uperhead_8xb2-160k', 'sem_fpn': 'fpn_fpnhead_8xb4-80k'}[method]
     folder = Path(mmseg.__file__).parent / '.mim/configs/twins'
     return folder / f'twins_svt-{size[0]}_{head}_ade20k-512x512.py'
 
 
 def authors_names(name: str, ours: nn.Module) -> dict[str, Tensor]:
-    """Names in the XCiT authors' file of a whole model: their list, and the toolkit's heads."""
+    """Names in the authors' file of a whole model: their list, and the toolkit's heads."""
     file = FILES[name]
-    network = network_of_model(file.model)
-    options = network.models[file.model]
-    arch, patch_size = network.archs[options['arch']], options['patch_size']
-    shapes = official_xcit(arch, patch_size, 1000)
+    shapes = source(replace(file, num_classes=0), 'authors')
     outside = ('cls_token', 'cls_attn_blocks.', 'norm.', 'head.')
     shapes = {k: shape for k, shape in shapes.items() if not k.startswith(outside)}
-    dims = arch.embed_dims
-    for conv in ('fpn1.0', 'fpn1.3', 'fpn2.0') if patch_size == 16 else ('fpn1.0',):
-        shapes |= {f'{conv}.weight': (dims, dims, 2, 2), f'{conv}.bias': (dims,)}
-    if patch_size == 16:
-        shapes |= {
-            f'fpn1.1.{key}': (dims,) for key in ('weight', 'bias', 'running_mean', 'running_var')
-        }
-        shapes['fpn1.1.num_batches_tracked'] = ()
+    shapes |= authors_pyramid(file)
     others = {k: v for k, v in ours.state_dict().items() if not k.startswith('backbone.')}
     backbone = {f'backbone.{key}': meta_tensor(key, shape) for key, shape in shapes.items()}
     return {**backbone, **others}
+
+
+def authors_pyramid(file: PublicFile) -> dict[str, tuple[int, ...]]:
+    """What their dense backbones have beside the blocks."""
+    network = network_of_model(file.model)
+    options = network.models[file.model]
+    arch = network.archs[options['arch']]
+    if network.name == 'twins_svt':
+        sides = enumerate(arch.embed_dims)
+        return {f'norm_list.{i}.{kind}': (d,) for i, d in sides for kind in ('weight', 'bias')}
+    dims = arch.embed_dims
+    is_coarse = options['patch_size'] == 16
+    shapes: dict[str, tuple[int, ...]] = {}
+    for conv in ('fpn1.0', 'fpn1.3', 'fpn2.0') if is_coarse else ('fpn1.0',):
+        shapes |= {f'{conv}.weight': (dims, dims, 2, 2), f'{conv}.bias': (dims,)}
+    if is_coarse:
+        kinds = ('weight', 'bias', 'running_mean', 'running_var')
+        shapes |= {f'fpn1.1.{kind}': (dims,) for kind in kinds}
+        shapes['fpn1.1.num_batches_tracked'] = ()
+    return shapes
 
 
 @pytest.mark.filterwarnings('ignore:Default ``avg_non_ignore``')
@@ -341,10 +392,10 @@ def test_whole_model_at_full_size(name: str) -> None:
     """Names and shapes of the source's model fill ours of our own config, without values."""
     with without_values():
         ours = build(our_config(name))
-        theirs = mmseg_config(name.split('.')[0]) if 'twins' in name else None
-        weights = dict(build(theirs).state_dict()) if theirs else {}
-    if theirs is None:
-        weights = authors_names(name, ours)
+        if 'mmseg' in FILES[name].source:
+            weights = dict(build(mmseg_config(name)).state_dict())
+        else:
+            weights = authors_names(name, ours)
     with without_copies():
         report = load_checkpoint(ours, weights)
     assert report.missing == ()
@@ -353,19 +404,16 @@ def test_whole_model_at_full_size(name: str) -> None:
 
 
 @pytest.mark.filterwarnings('ignore:Default ``avg_non_ignore``')
-@pytest.mark.parametrize('name', ['upernet_twins_svt_small', 'sem_fpn_twins_svt_small'])
-def test_whole_segmentor_by_name(
-    name: str, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whole_segmentor_by_name(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of mmsegmentation's own segmentor gives the same logits in ours."""
     from mmengine.model import revert_sync_batchnorm
 
+    name = 'sem_fpn_twins_svt_small.ade20k'
     theirs = randomize(revert_sync_batchnorm(build(mmseg_config(name)))).eval()
-    url = FILES[f'{name}.ade20k'].addresses[0].url
     content = {'meta': {}, 'state_dict': theirs.state_dict()}
-    serve(server, f'{name}.ade20k', [url], content, monkeypatch)
-    ours = revert_sync_batchnorm(build(our_config(f'{name}.ade20k'))).eval()
-    report = load_checkpoint(ours, f'{name}.ade20k')
+    serve(server, name, FILES[name].addresses[0].url, content, monkeypatch)
+    ours = revert_sync_batchnorm(build(our_config(name))).eval()
+    report = load_checkpoint(ours, name)
     assert (report.dialect, report.missing, report.unexpected) == ('mmseg', (), ())
     set_epsilons(theirs.backbone)
     x = torch.randn(1, 3, 224, 224, dtype=torch.float64)
@@ -379,7 +427,7 @@ def test_names_and_tags() -> None:
         'twins_svt_small.in1k',
         'twins_svt_small.in1k_mmseg',
     ]
-    assert list(list_pretrained('upernet_twins_svt_small')) == ['upernet_twins_svt_small.ade20k']
+    assert list(list_pretrained('sem_fpn_twins_svt_small')) == ['sem_fpn_twins_svt_small.ade20k']
     assert list_pretrained('twins_svt_vit_pytorch') == {}
     text = str(FILES['xcit_small_12_p16.dist_in1k_384'])
     assert text.startswith('xcit_small_12_p16.dist_in1k_384: 384 px, top-1 84.7 (https://github')
@@ -397,13 +445,8 @@ def test_unknown_name_of_weights() -> None:
 
 def test_name_of_another_model(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = create_model('xcit_nano_12_p16', num_classes=1000).state_dict()
-    serve(server, 'xcit_nano_12_p16.in1k', ['a/model.pth'], weights, monkeypatch)
+    serve(server, 'xcit_nano_12_p16.in1k', 'model.pth', weights, monkeypatch)
     with pytest.raises(
         CheckpointError, match='weights are xcit_nano_12_p16, the model is xcit_nan'
     ):
         load_checkpoint(create_model('xcit_nano_12_p8'), 'xcit_nano_12_p16.in1k')
-
-
-def test_tables_are_those_of_the_descriptions() -> None:
-    for name, table in (('README.md', model_table()), ('docs/zoo.md', file_table())):
-        assert f'<!-- weights -->\n{table}\n<!-- end -->' in (ROOT / name).read_text()

@@ -18,6 +18,14 @@ from mmvit_backbones.checkpoints.description import (
     PublicFile,
     at,
 )
+from mmvit_backbones.checkpoints.download import Address
+from mmvit_backbones.checkpoints.networks.sources import (
+    MMCV_FFN,
+    drive,
+    mmpretrain_files,
+    rows,
+    timm_hub,
+)
 from mmvit_backbones.checkpoints.rules import (
     Rule,
     StateDict,
@@ -57,8 +65,7 @@ def _openmmlab(blocks: str) -> tuple[Rule, ...]:
     in_block = (
         *((f'{norm}.*', f'{norm}.*') for norm in ('norm1', 'norm2')),
         *((f'attn.{part}.*', f'attn.{part}.*') for part in ('qkv', 'proj', 'sr', 'norm')),
-        ('ffn.layers.0.0.*', 'mlp.fc1.*'),
-        ('ffn.layers.1.*', 'mlp.fc2.*'),
+        *MMCV_FFN,
     )
     return (
         ('patch_embeds.#.projection.*', 'backbone.patch_embeds.#.proj.*'),
@@ -224,20 +231,15 @@ def pooling_of(backbone: TwinsSVT) -> NormAveragePooling:
     )
 
 
-_DRIVE = 'https://drive.google.com/file/d/'
-_TIMM_HUB = 'https://huggingface.co/timm/'
-_MMPRETRAIN = 'https://download.openmmlab.com/mmclassification/v0/twins/'
-_ONEDL = 'https://mmassets.onedl.ai/mmclassification/v0/twins/'
 _MMSEG_FILES = 'https://download.openmmlab.com/mmsegmentation/v0.5/'
 _AUTHORS = 'https://github.com/Meituan-AutoML/Twins'
 _MMSEG_README = 'https://github.com/open-mmlab/mmsegmentation/tree/main/configs/twins'
 
-
-# Top-1; the authors' download page; ends of the names at mmpretrain and mmsegmentation.
+# Top-1; ends of the names at mmpretrain and mmsegmentation; the authors' download page.
 _IMAGENET = """
-small 81.7 131SVOphM_-SaBytf4kWjo3ony5hpOt4S 8xb128_in1k_20220126-8fe5205b  20220308-7e1c3695
-base  83.2 1s83To8xgDWY6Ad8VBP3Nx9gqY709rrGu 8xb128_in1k_20220126-e31cc8e9  20220308-1b7eb711
-large 83.7 1um39wxIaicmOquP2fr_SiZdxNCUou8w- 16xb64_in1k_20220126-4817645f  20220308-fb5936f3
+small 81.7 8xb128_in1k_20220126-8fe5205b 20220308-7e1c3695 131SVOphM_-SaBytf4kWjo3ony5hpOt4S
+base  83.2 8xb128_in1k_20220126-e31cc8e9 20220308-1b7eb711 1s83To8xgDWY6Ad8VBP3Nx9gqY709rrGu
+large 83.7 16xb64_in1k_20220126-4817645f 20220308-fb5936f3 1um39wxIaicmOquP2fr_SiZdxNCUou8w-
 """
 # mIoU; folder; end of the name.
 _DENSE = """
@@ -248,22 +250,37 @@ upernet base  48.04 twins_svt-b_uperhead_8x2_512x512_160k_ade20k   20211202_0408
 sem_fpn large 46.55 twins_svt-l_fpn_fpnhead_8x4_512x512_80k_ade20k 20211130_141005-1d59bee2
 upernet large 49.65 twins_svt-l_uperhead_8x2_512x512_160k_ade20k   20211130_141005-3e2cae61
 """
+# mIoU; the authors' download page.
+_AUTHORS_UPERNET = """
+small 46.2 18OhG0sbAJ5okPj0zn-8YTydKG9jS8TUx
+base  47.4 1LNtdvACihmKO6XyBPoJDxbrd6AuHVVvq
+large 48.8 1xS91hytfzuMZ5Rgb-W-cOJ9G7ptjVwlO
+"""
 
 
-def _files() -> Iterator[PublicFile]:
-    for size, accuracy, page, mmpretrain, mmseg in map(str.split, _IMAGENET.strip().splitlines()):
-        model, top1, file = f'twins_svt_{size}', (float(accuracy),), f'twins-svt-{size}_3rdparty'
-        hub = f'{_TIMM_HUB}{model}.in1k/resolve/main/model.safetensors'
-        mirrors = at(hub, *(f'{host}{file}_{mmpretrain}.pth' for host in (_MMPRETRAIN, _ONEDL)))
-        page = f'{_DRIVE}{page}/view'
-        yield PublicFile(f'{model}.in1k', model, mirrors, 224, 'top-1', top1, _AUTHORS, page=page)
+def _classifiers() -> Iterator[PublicFile]:
+    for size, accuracy, mmpretrain, mmseg, page in rows(_IMAGENET):
+        model, top1 = f'twins_svt_{size}', (float(accuracy),)
+        files = mmpretrain_files(f'twins/twins-svt-{size}_3rdparty_{mmpretrain}.pth')
+        mirrors = (*at(timm_hub(f'{model}.in1k'), *files), drive(page))
+        yield PublicFile(f'{model}.in1k', model, mirrors, 224, 'top-1', top1, _AUTHORS)
         url = at(f'{_MMSEG_FILES}pretrain/twins/alt_gvt_{size}_{mmseg}.pth')
         name = f'{model}.in1k_mmseg'  # the authors' weights without the head
         yield PublicFile(name, model, url, 224, 'top-1', top1, _AUTHORS, num_classes=0)
-    for method, size, miou, folder, end in map(str.split, _DENSE.strip().splitlines()):
-        model, url = f'twins_svt_{size}', at(f'{_MMSEG_FILES}twins/{folder}/{folder}_{end}.pth')
-        name, result = f'{method}_{model}.ade20k', (float(miou),)
-        yield PublicFile(name, model, url, 512, 'mIoU', result, _MMSEG_README, num_classes=150)
+
+
+def _dense() -> Iterator[PublicFile]:
+    for method, size, miou, folder, end in rows(_DENSE):
+        name, url = f'{method}_twins_svt_{size}.ade20k', f'twins/{folder}/{folder}_{end}.pth'
+        yield _segmentor(name, at(_MMSEG_FILES + url), miou, _MMSEG_README)
+    for size, miou, page in rows(_AUTHORS_UPERNET):
+        name = f'upernet_twins_svt_{size}.ade20k_authors'
+        yield _segmentor(name, (drive(page),), miou, _AUTHORS)
+
+
+def _segmentor(name: str, addresses: tuple[Address, ...], miou: str, source: str) -> PublicFile:
+    model = name[name.index('twins') :].partition('.')[0]
+    return PublicFile(name, model, addresses, 512, 'mIoU', (float(miou),), source, num_classes=150)
 
 
 _CLASSIFIER = ('neck.norm.', HEAD)
@@ -329,11 +346,5 @@ TWINS_SVT = Network(
     ),
     adapters={'patch_embeds.0.proj.weight': adapt_stem},
     crop=0.9,
-    files=tuple(_files()),
-    costs={
-        'twins_svt_small': (24_060_776, 2_927_353_344),
-        'twins_svt_base': (56_070_952, 8_562_612_480),
-        'twins_svt_large': (99_271_400, 15_111_777_280),
-        'twins_svt_vit_pytorch': (252_025_096, 7_510_077_952),
-    },
+    files=(*_classifiers(), *_dense()),
 )

@@ -1,8 +1,8 @@
-"""XCiT: how each source names its weights, and the public files."""
+"""XCiT: how each source names its weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,10 +16,10 @@ from mmvit_backbones.checkpoints.description import (
     Dialect,
     Network,
     OptionalPart,
-    PublicFile,
-    at,
 )
 from mmvit_backbones.checkpoints.errors import CheckpointError
+from mmvit_backbones.checkpoints.networks.sources import MMCV_FFN
+from mmvit_backbones.checkpoints.networks.xcit_files import FILES
 from mmvit_backbones.checkpoints.rules import Rule, StateDict, Step, find, joined, matches, under
 from mmvit_backbones.layers.variant import PAPER, VIT_PYTORCH
 from mmvit_backbones.necks import ClassAttentionPooling
@@ -34,10 +34,6 @@ _CLASS_BLOCK = tuple(
     (name, name) for name in ('gamma1', 'gamma2', 'norm1.*', 'norm2.*', 'attn.proj.*')
 )
 _MLP: tuple[Rule, ...] = (('mlp.fc1.*', 'mlp.fc1.*'), ('mlp.fc2.*', 'mlp.fc2.*'))
-_MMCV_FFN: tuple[Rule, ...] = (
-    ('ffn.layers.0.0.*', 'mlp.fc1.*'),
-    ('ffn.layers.1.*', 'mlp.fc2.*'),
-)
 _QKV: tuple[Rule, ...] = (('attn.qkv.*', 'attn.qkv.*'),)
 _Q_K_V: tuple[Rule, ...] = tuple((f'attn.{part}.*',) * 2 for part in 'qkv')
 _JOIN_Q_K_V = joined('neck.cls_attn_blocks.#.attn', {'q': 1, 'k': 1, 'v': 1}, 'qkv')
@@ -73,7 +69,7 @@ _MMPRETRAIN: tuple[Rule, ...] = (
         'backbone.blocks.#.',
         (
             *_BLOCK,
-            *_MMCV_FFN,
+            *MMCV_FFN,
             ('local_mp.conv1.conv.*', 'local_mp.conv1.*'),
             ('local_mp.conv1.bn.*', 'local_mp.bn.*'),
             ('local_mp.conv2.conv.*', 'local_mp.conv2.*'),
@@ -81,7 +77,7 @@ _MMPRETRAIN: tuple[Rule, ...] = (
     ),
     (None, 'backbone.pyramid.fpn#.#.*'),
     ('cls_token', 'neck.cls_token'),
-    *under('ca_layers.#.', 'neck.cls_attn_blocks.#.', (*_CLASS_BLOCK, *_Q_K_V, *_MMCV_FFN)),
+    *under('ca_layers.#.', 'neck.cls_attn_blocks.#.', (*_CLASS_BLOCK, *_Q_K_V, *MMCV_FFN)),
     ('norm.*', 'neck.norm.*'),
     ('head.fc.*', 'head.fc.*'),
 )
@@ -201,6 +197,11 @@ def _read_settings(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
+def _shown_patch_size(patch_size: int | None) -> int | None:
+    """Size 4 has the tensors of 16: only strides differ."""
+    return 16 if patch_size == 4 else patch_size
+
+
 def _last_map(arch: XCiTArch) -> dict[str, Any]:
     return dict(out_indices=(arch.depth - 1,), pyramid=False)
 
@@ -250,103 +251,6 @@ def vit_pytorch_options(
     return options if patch_size in PATCH_SIZES else {**options, 'pyramid': False}
 
 
-_AUTHORS = 'https://github.com/facebookresearch/xcit'
-_DINO = 'https://github.com/facebookresearch/dino'
-_ROBUST = 'https://github.com/RobustBench/robustbench'
-_ROBUST_FILES = f'{_ROBUST}/releases/download/v1.1/'
-_FILES = 'https://dl.fbaipublicfiles.com/xcit/'
-_DINO_FILES = 'https://dl.fbaipublicfiles.com/dino/'
-_TIMM_HUB = 'https://huggingface.co/timm/'
-_MMPRETRAIN_FILES = 'https://download.openmmlab.com/mmclassification/v0/xcit/'
-
-# Top-1 trained alone, with a teacher, with a teacher at 384 px; then dates and hashes of
-# mmpretrain's files in that order; parameters and multiply-adds.
-_IMAGENET = """
-nano_12_p16   69.9 72.2 75.4 13-ed776c38 13-fb247f7b 13-712db4d4   3053224    549461504
-tiny_12_p16   77.1 78.6 80.9 13-82c547ca 13-d5fde0a3 13-00a20023   6716272   1227902208
-tiny_24_p16   79.4 80.4 82.6 13-366c1cd0 13-b472e80a 13-20e13917  12116896   2319832320
-small_12_p16  82.0 83.3 84.7 13-d36779d2 13-c95bbae1 13-ba36c982  26253304   4791360000
-small_24_p16  82.6 83.9 85.1 13-40febe38 13-130d7262 13-28fa2d0e  47671384   9056119296
-medium_24_p16 82.7 84.3 85.4 13-ad0aa92e 13-aca5cd0c 14-6c23a201  84395752  16077633536
-large_24_p16  82.9 84.9 85.8 14-d29d2529 14-4fea599c 14-bd515a34 189096136  35778057216
-nano_12_p8    73.8 76.3 77.8 13-3370c293 13-2f87d2b3 13-09d925ef   3049016   2127410688
-tiny_12_p8    79.7 81.2 82.4 13-8b02f8f5 13-f3f9b44f 13-a072174a   6706504   4761719040
-tiny_24_p8    81.9 82.6 83.7 13-4b9ba392 13-ad9c44b0 13-30d5e5ec  12107128   9129439488
-small_12_p8   83.4 84.2 85.1 13-9e364ce3 13-71886580 14-9f2178bc  26213032  18600239616
-small_24_p8   83.9 84.9 85.6 13-280ebcc7 13-f2773c78 14-57298eca  47631112  35659276800
-medium_24_p8  83.7 85.1 85.8 14-c362850b 14-625c953b 14-5db925e0  84323624  63321004032
-large_24_p8   84.4 85.4 86.0 14-08f2f664 14-8c092b34 14-9f718b1a 188932648 140920144896
-"""
-# Linear and k-NN accuracy on ImageNet-1k.
-_SELF_SUPERVISED = """
-small_12_p16  77.8 76.0
-small_12_p8   79.2 77.1
-medium_24_p16 78.8 76.4
-medium_24_p8  80.3 77.9
-"""
-# Accuracy on clean images and under AutoAttack.
-_ADVERSARIAL = """
-small_12_p16  72.34 41.78
-medium_12_p16 74.04 45.24
-large_12_p16  73.76 47.60
-"""
-# Box and mask AP of Mask R-CNN, mIoU of Semantic FPN and UperNet.
-_DENSE = """
-tiny_12_p16   42.7 38.5 38.1 41.5
-tiny_12_p8    44.5 40.3 39.9 43.5
-small_12_p16  45.3 40.8 43.9 45.9
-small_12_p8   47.0 42.3 44.2 46.6
-small_24_p16  46.5 41.8 44.6 46.9
-small_24_p8   48.1 43.0 47.1 48.1
-medium_24_p16 46.7 42.0 45.9 47.6
-medium_24_p8  48.5 43.7 46.9 48.4
-"""
-
-
-def _rows(table: str) -> list[list[str]]:
-    return [line.split() for line in table.strip().splitlines()]
-
-
-def _files() -> Iterator[PublicFile]:
-    for size, *row in _rows(_IMAGENET):
-        model = f'xcit_{size}'
-        for i, (tag, pixels, dist) in enumerate(
-            (('in1k', 224, ''), ('dist_in1k', 224, '_dist'), ('dist_in1k_384', 384, '_dist'))
-        ):
-            hub = f'{_TIMM_HUB}{model}_{pixels}.fb{dist}_in1k/resolve/main/model.safetensors'
-            theirs = f'{_FILES}{model}_{pixels}{dist}.pth'
-            kind = f'3rdparty{dist.replace("_", "-")}_in1k{"-384px" if pixels == 384 else ""}'
-            name = model.replace('_', '-')
-            mmpretrain = f'{_MMPRETRAIN_FILES}{name}_{kind}_202302{row[3 + i]}.pth'
-            mirrors = at(hub, theirs, mmpretrain)
-            accuracy = (float(row[i]),)
-            yield PublicFile(f'{model}.{tag}', model, mirrors, pixels, 'top-1', accuracy, _AUTHORS)
-    # Whether the two repositories hold the same numbers is not known.
-    metric = 'linear / k-NN top-1'
-    for size, *row in _rows(_SELF_SUPERVISED):
-        model, file, top1 = f'xcit_{size}', f'dino_xcit_{size}_pretrain', tuple(map(float, row))
-        url = at(f'{_DINO_FILES}{file}/{file}.pth')
-        yield PublicFile(f'{model}.dino', model, url, 224, metric, top1, _DINO, num_classes=0)
-        url = at(f'{_FILES}{model.replace("_p", "_cp")}_dino.pth')
-        yield PublicFile(
-            f'{model}.xcit_dino', model, url, 224, metric, top1, _AUTHORS, num_classes=0
-        )
-    metric = 'top-1 clean / under AutoAttack'
-    for size, *row in _rows(_ADVERSARIAL):
-        model, top1 = f'xcit_{size}', tuple(map(float, row))
-        url = at(f'{_ROBUST_FILES}debenedetti2022light-xcit-{size[0]}-imagenet-linf.pth.tar')
-        yield PublicFile(f'{model}.robust_in1k', model, url, 224, metric, top1, _ROBUST)
-    for size, *row in _rows(_DENSE):
-        model = f'xcit_{size}'
-        box, mask, fpn, upernet = map(float, row)
-        url, metric = at(f'{_FILES}coco/maskrcnn_{model}.pth'), 'box AP / mask AP'
-        name, ap = f'mask_rcnn_{model}.coco', (box, mask)
-        yield PublicFile(name, model, url, 800, metric, ap, _AUTHORS, num_classes=80)
-        for method, miou in (('sem_fpn', fpn), ('upernet', upernet)):
-            name, url = f'{method}_{model}.ade20k', at(f'{_FILES}ade/{method}_{model}.pth')
-            yield PublicFile(name, model, url, 512, 'mIoU', (miou,), _AUTHORS, num_classes=150)
-
-
 _CLASSIFIER = ('neck.norm.', 'neck.patch_norm.', _CLS_TOKEN, 'neck.cls_attn_blocks.', HEAD)
 
 XCIT = Network(
@@ -354,13 +258,19 @@ XCIT = Network(
     backbone=XCiT,
     archs=ARCHS,
     models={
-        f'xcit_{arch.replace("-", "_")}_p{patch_size}': {'arch': arch, 'patch_size': patch_size}
-        for arch in ARCHS
-        for patch_size in PATCH_SIZES
+        **{
+            f'xcit_{arch.replace("-", "_")}_p{patch_size}': {'arch': arch, 'patch_size': patch_size}
+            for arch in ARCHS
+            for patch_size in PATCH_SIZES
+        },
+        **{
+            f'xcit_{arch.replace("-", "_")}_p4': {'arch': arch, 'patch_size': 4, 'pyramid': False}
+            for arch in ('small-12', 'medium-12', 'large-12')
+        },
     },
     free_models={'xcit_vit_pytorch': vit_pytorch_options},
     arch_settings=('variant', 'embed_dims', 'depth', 'num_heads'),
-    options=('patch_size',),
+    options={'patch_size': _shown_patch_size},
     read_settings=_read_settings,
     last_map=_last_map,
     pooling=_pooling,
@@ -417,12 +327,5 @@ XCIT = Network(
         'patch_embed.proj.0.0.weight': adapt_stem,
         'pos_embed.table': resize_position,
     },
-    files=tuple(_files()),
-    costs={
-        **{f'xcit_{row[0]}': (int(row[-2]), int(row[-1])) for row in _rows(_IMAGENET)},
-        'xcit_medium_12_p16': (46_401_160, 8_503_064_576),
-        'xcit_medium_12_p8': (46_329_032, 33_022_728_192),
-        'xcit_large_12_p16': (103_792_648, 18_924_942_336),
-        'xcit_large_12_p8': (103_629_160, 73_507_685_376),
-    },
+    files=FILES,
 )
