@@ -138,7 +138,7 @@ def create_model(
     """Build a model, at random weights or at public ones.
 
     Args:
-        name: One of `list_models()`.
+        name: One of `list_models()`, or another model of `list_pretrained()`.
         num_classes: None for a dense backbone, which returns a tuple of four feature maps at
             strides 4, 8, 16, 32; a number for a classifier, which returns logits; 0 for one without
             a head, which returns pooled features.
@@ -217,5 +217,14 @@ def _pretrained_cfg(name: str, file: PublicFile | None, crop: float) -> dict[str
 
 
 def list_models() -> list[str]:
-    """Names that `create_model` knows."""
-    return [name for n in NETWORKS.values() for name in (*n.models, *n.free_models)]
+    """Names that `create_model` knows, of models for dense prediction and classification.
+
+    It knows those of classifiers of small images too, which have no pyramid (`xcit_small_12_p4`);
+    `list_pretrained()` names them.
+    """
+    return [
+        name
+        for network in NETWORKS.values()
+        for name in (*network.models, *network.free_models)
+        if network.models.get(name, {}).get('pyramid', True)
+    ]

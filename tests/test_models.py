@@ -62,6 +62,13 @@ def test_dense_backbone(name: str) -> None:
         assert x.shape == (1, channels, 64 // stride, 96 // stride)
 
 
+def test_classifiers_of_small_images_have_no_pyramid() -> None:
+    assert 'xcit_small_12_p4' not in list_models()
+    with torch.device('meta'):
+        assert create_model('xcit_small_12_p4').out_strides == (4, 4, 4, 4)
+        assert create_model('xcit_small_12_p4', 10)(torch.empty(2, 3, 32, 32)).shape == (2, 10)
+
+
 @pytest.mark.parametrize('name', SMALLEST)
 def test_classifier(name: str) -> None:
     model = create_model(name, num_classes=10, drop_path_rate=0.1)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from mmvit_backbones import create_model, list_models, list_pretrained
+from mmvit_backbones import create_model, list_pretrained
+from mmvit_backbones.checkpoints.networks import NETWORKS
 from mmvit_backbones.complexity import count_multiply_adds, count_parameters
 
 ROOT = Path(__file__).parents[1]
@@ -25,13 +26,18 @@ def cost(model: str) -> tuple[int, int]:
     return count_parameters(classifier), count_multiply_adds(classifier, 224, 224)
 
 
+def model_names() -> list[str]:
+    """Return the names of all models of fixed sizes."""
+    return [name for network in NETWORKS.values() for name in network.models]
+
+
 def model_table() -> str:
     """Return the table of all models that have public weights."""
     lines = [
         '| model | parameters (M) | multiply-adds at 224 px (G) | weights, reported accuracy |',
         '|---|---|---|---|',
     ]
-    for model in list_models():
+    for model in model_names():
         if files := list_pretrained(model).values():
             parameters, multiply_adds = cost(model)
             weights = '; '.join(f'`{file.tag}` {file.reported}' for file in files)

@@ -22,7 +22,7 @@ def test_widths_and_sizes(patch_size: int, widths: list[int]) -> None:
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(ValueError, match=r'patch_size must be one of \(8, 16\) .* got 4'):
-        ConvStem(3, 16, 4, dict(type='BN'))
+    with pytest.raises(ValueError, match=r'patch_size must be one of \(4, 8, 16\) .* got 5'):
+        ConvStem(3, 16, 5, dict(type='BN'))
     with pytest.raises(ValueError, match=r'embed_dims must be a multiple of 4 .* got 18'):
         ConvStem(3, 18, 8, dict(type='BN'))
