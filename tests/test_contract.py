@@ -150,19 +150,61 @@ def test_empty_batch(name: str, mode: str) -> None:
     loss_of([out.sum() for out in outputs]).backward()
 
 
-@pytest.mark.parametrize(
-    ('x', 'message'),
-    [
-        (torch.zeros(1, 3, 31, 64), 'at least 32 px high and wide, got 31 x 64'),
-        (torch.zeros(1, 1, 64, 64), r'\(B, 3, H, W\), got \(1, 1, 64, 64\)'),
-        (torch.zeros(3, 64, 64), r'\(B, 3, H, W\), got \(3, 64, 64\)'),
-        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), r'floating-point values, got torch.uint8'),
-    ],
-)
+X = torch.zeros(1, 3, 64, 64)
+BAD_INPUTS: dict[str, tuple[object, type[Exception], str]] = {
+    'small': (X[..., :31, :], ValueError, 'at least 32 px high and wide, got 31 x 64'),
+    'grey': (X[:, :1], ValueError, r'\(B, 3, H, W\), got \(1, 1, 64, 64\)'),
+    'one image': (X[0], ValueError, r'\(B, 3, H, W\), got \(3, 64, 64\)'),
+    'uint8': (X.byte(), ValueError, 'floating-point values, got torch.uint8'),
+    'complex': (X.cfloat(), ValueError, 'floating-point values, got torch.complex64'),
+    'float64': (
+        X.double(),
+        ValueError,
+        r'dtype, torch\.float32, or autocast .* got torch\.float64',
+    ),
+    'bfloat16': (X.bfloat16(), ValueError, r'dtype, torch\.float32, .* got torch\.bfloat16'),
+    'meta': (X.to('meta'), ValueError, 'it is on the device meta'),
+    'sparse': (X.to_sparse(), ValueError, 'dense tensor, got torch.sparse_coo'),
+    'mkldnn': (X.to_mkldnn(), ValueError, 'dense tensor, got torch._mkldnn'),
+    'array': (X.numpy(), TypeError, 'must be a torch.Tensor, got numpy.ndarray'),
+    'list': (X.tolist(), TypeError, 'must be a torch.Tensor, got builtins.list'),
+    'nothing': (None, TypeError, 'must be a torch.Tensor, got builtins.NoneType'),
+}
+
+
 @EVERY_BACKBONE
-def test_bad_input(name: str, x: Tensor, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        BACKBONES[name]()(x)
+def test_bad_input(name: str) -> None:
+    model = BACKBONES[name]().eval()
+    for mode in ('auto', 'reference'):
+        for x, error, message in BAD_INPUTS.values():
+            with kernels.use(mode), pytest.raises(error, match=message):
+                model(x)
+
+
+@BOTH_NETWORKS
+def test_input_of_another_dtype_than_the_weights(name: str) -> None:
+    """Where autocast is on, half of float32's precision is fine, and float64 is not."""
+    model = SMALL[name]().eval()
+    with torch.autocast('cpu', torch.bfloat16):
+        assert len(model(X.bfloat16())) == len(model(X))
+        with pytest.raises(ValueError, match=r'or autocast be on, got torch\.float64'):
+            model(X.double())
+    with pytest.raises(ValueError, match=r'dtype, torch\.bfloat16, .* got torch\.float32'):
+        model.bfloat16()(X)
+
+
+@BOTH_NETWORKS
+def test_other_errors_of_the_stem_stay_as_they_are(name: str) -> None:
+    model = SMALL[name]()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError('of a hook')
+
+    model.get_submodule(
+        'patch_embeds.0' if name == 'twins' else 'patch_embed'
+    ).proj.register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match='of a hook'):
+        model(X)
 
 
 @EVERY_BACKBONE

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmvit_backbones import XCiT, fuse, kernels
-from tests.models import MODELS, SMALL, XCIT
+from mmvit_backbones import TwinsSVT, XCiT, fuse, kernels
+from tests.models import MODELS, SMALL, TWINS, XCIT
 from tests.utils import as_maps, max_error, randomize
 
 
@@ -30,6 +30,35 @@ def test_fused_copy_computes_the_same(name: str, mode: str) -> None:
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key])
     assert not any(p.requires_grad for p in fused.parameters())
+
+
+def test_fusing_costs_no_accuracy_under_bfloat16() -> None:
+    """Fused and unfused outputs may differ by far, and are equally far from float64.
+
+    A LayerNorm over two channels is the sign of their difference. Where they are nearly equal,
+    a rounding flips it: single tokens of the third map are wrong by 2, with fusing or without. So
+    the test compares what is typical of several models.
+    """
+    arch = dict(TWINS, embed_dims=(21, 22, 2, 3), num_heads=(1, 2, 2, 3), sr_ratios=(1, 7, 7, 1))
+    errors: dict[str, list[list[float]]] = {'fused': [], 'unfused': []}
+    for seed in range(5):
+        model = randomize(TwinsSVT(arch), seed).eval()
+        models = {'fused': fuse(model), 'unfused': copy.deepcopy(model)}
+        x = torch.randn(1, 3, 96, 128, generator=torch.manual_seed(seed))
+        with torch.no_grad(), kernels.use('auto'):
+            exact = model.double()(x.double())
+            for name, other in models.items():
+                with torch.autocast('cpu', torch.bfloat16):
+                    outputs = other(x)
+                errors[name].append(
+                    [
+                        float((ours - reference).norm() / reference.norm())
+                        for ours, reference in zip(outputs, exact, strict=True)
+                    ]
+                )
+    typical = {name: torch.tensor(values).median(dim=0).values for name, values in errors.items()}
+    assert bool((typical['fused'] <= 2 * typical['unfused']).all()), typical
+    assert float(typical['unfused'].max()) < 0.01
 
 
 def test_what_is_folded() -> None:

@@ -240,15 +240,49 @@ class Backbone(BaseModule):
             )
         return block(x, size)
 
+    def _embed(self, layer: nn.Module, x: Tensor) -> tuple[Tensor, Size]:
+        """Turn images or a feature map into tokens (B, N, C) of a grid of the returned size.
+
+        Whether images and weights fit is asked only after torch has refused them: what autocast,
+        FSDP's mixed precision, adapters or quantized layers make of either is not known before.
+        """
+        try:
+            return layer(x)
+        except RuntimeError as error:
+            problem = _misfit(x, layer)
+            if problem:
+                raise ValueError(problem) from error
+            raise
+
     def _check_input(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f'x must be a torch.Tensor, got {type(x).__module__}.{type(x).__name__}'
+            )
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(
                 f'x must be a batch of images (B, {self.in_channels}, H, W), got {tuple(x.shape)}'
             )
         if not x.is_floating_point():
             raise ValueError(f'x must hold floating-point values, got {x.dtype}')
+        if x.layout is not torch.strided:
+            raise ValueError(f'x must be a dense tensor, got {x.layout}')
+        if x.is_meta and not any(p.is_meta for p in self.parameters()):
+            raise ValueError('x must have values where the model has: it is on the device meta')
         if min(x.shape[2:]) < self.min_size:
             raise ValueError(
                 f'x must be at least {self.min_size} px high and wide, got '
                 f'{x.shape[2]} x {x.shape[3]}'
             )
+
+
+def _misfit(x: Tensor, layer: nn.Module) -> str:
+    """Say why a layer cannot take a tensor, as far as device and dtype tell; `''` if they fit."""
+    weight = next((p for p in layer.parameters() if p.is_floating_point()), None)
+    if weight is None:
+        return ''
+    if x.device != weight.device:
+        return f"x must be on the model's device, {weight.device}, got {x.device}"
+    if x.dtype != weight.dtype:
+        return f"x must have the model's dtype, {weight.dtype}, or autocast be on, got {x.dtype}"
+    return ''

@@ -303,7 +303,7 @@ class TwinsSVT(Backbone):
         self._check_input(x)
         maps = []
         for i, blocks in enumerate(self.blocks):
-            tokens, size = self.patch_embeds[i](x)  # (B, N, C)
+            tokens, size = self._embed(self.patch_embeds[i], x)  # (B, N, C)
             tokens = self.drop(tokens)
             for j, block in enumerate(cast(nn.ModuleList, blocks)):
                 tokens = self._run_block(block, tokens, size)

@@ -340,7 +340,7 @@ class XCiT(Backbone):
         """Return the chosen feature maps of a batch of images."""
         self._check_input(x)
         height, width = x.shape[2:]
-        x, size = self.patch_embed(x)  # (B, N, C)
+        x, size = self._embed(self.patch_embed, x)  # (B, N, C)
         x = self.drop(self.pos_embed(x, size))
         maps = []
         for i, block in enumerate(self.blocks):

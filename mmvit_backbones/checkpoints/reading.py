@@ -21,6 +21,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
+from mmvit_backbones.checkpoints.allowed import STORAGES, Name, RefusedError, Storage
 from mmvit_backbones.checkpoints.download import (
     HUB,
     Address,
@@ -30,13 +31,7 @@ from mmvit_backbones.checkpoints.download import (
 )
 from mmvit_backbones.checkpoints.errors import CheckpointError, some_of
 from mmvit_backbones.checkpoints.rules import StateDict
-from mmvit_backbones.checkpoints.unpickling import (
-    STORAGES,
-    Name,
-    RefusedError,
-    Storage,
-    unpickle,
-)
+from mmvit_backbones.checkpoints.unpickling import unpickle
 from mmvit_backbones.checkpoints.zoo import close_names, find_public_file
 
 WRAPPERS = ('state_dict', 'model', 'model_ema')

@@ -198,7 +198,7 @@ def run_tool(launch: Callable[..., Any], arguments: dict[str, Any]) -> None:
         sys.exit(f'error: {error}')
     except OSError as error:
         # A full disk, a quota, a folder without permission: whatever was to be written.
-        sys.exit(f'error: {error.filename}: {error.strerror}')
+        sys.exit(f'error: {error.filename or "a file"}: {error.strerror or error}')
     except KeyboardInterrupt as interrupt:
         name = str(interrupt) or signal.SIGINT.name
         print(f'stopped by {name}; --resume goes on from the last checkpoint', file=sys.stderr)

@@ -18,6 +18,16 @@ GADGETS = ('reduce', 'build', 'inst', 'obj', 'getattr', 'stack_global')
 PROTOCOLS = range(6)
 
 
+class RunsCode:
+    """A harmless stand-in for a malicious object: reading it writes a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return Path.write_text, (self.marker, 'this code ran')
+
+
 class Code:
     """Operations of a pickle, written as they are where the object stands."""
 

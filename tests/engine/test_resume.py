@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 import shutil
@@ -63,7 +64,9 @@ def make_runner(
     width: int = 2,
     load_from: str | None = None,
     resume: bool = False,
-    **hook: Any,
+    wrap: Callable[[BaseModel], Any] = lambda model: model,
+    launcher: str = 'none',
+    randomness: dict[str, Any] | None = None,
 ) -> Runner:
     def loader(shuffle: bool, sampler: str = '') -> dict[str, Any]:
         default = 'DefaultSampler' if by_epoch or not shuffle else 'InfiniteSampler'
@@ -80,7 +83,7 @@ def make_runner(
     torch.manual_seed(0)
     interval = {'interval': 1} if by_epoch else {'interval': 3, 'by_epoch': False}
     return Runner(
-        model=Dropped(width),
+        model=wrap(Dropped(width)),
         work_dir=str(work_dir),
         train_dataloader=loader(True, sampler),
         train_cfg=epochs if by_epoch else iterations,
@@ -90,9 +93,10 @@ def make_runner(
         val_evaluator=[Scripted([0.1, 0.2, 0.3])],
         default_hooks={
             'sampler_seed': {'type': 'DistSamplerSeedHook'},
-            'checkpoint': {'type': 'mmvit_backbones.SafeCheckpointHook', **interval, **hook},
+            'checkpoint': {'type': 'mmvit_backbones.SafeCheckpointHook', **interval},
         },
-        randomness={'seed': seed},
+        randomness=randomness or {'seed': seed},
+        launcher=launcher,
         load_from=load_from,
         resume=resume,
         experiment_name=f'resume_{next(RUNS)}',  # mmengine forbids equal names
@@ -146,33 +150,48 @@ def assert_same_bits(one: Any, other: Any) -> None:
         assert one == other
 
 
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Folders of uninterrupted runs, each made once."""
+
+    @functools.cache
+    def make(by_epoch: bool, sampler: str) -> Path:
+        folder = tmp_path_factory.mktemp('whole') / 'run'
+        train(make_runner(folder, by_epoch, sampler=sampler))
+        return folder
+
+    return make
+
+
 @pytest.mark.parametrize(
-    ('by_epoch', 'kill', 'sampler'),
+    ('by_epoch', 'kill', 'sampler', 'workers'),
     [
-        (True, 9, ''),  # after the checkpoint of epoch 2 and its validation
-        (True, 6, ''),  # after the checkpoint of epoch 1
-        (False, 8, ''),  # after the checkpoint of iteration 6
-        (False, 4, ''),  # before the first validation
-        (False, 8, 'DefaultSampler'),  # whose data ends after 4 iterations
+        (True, 9, '', 2),  # after the checkpoint of epoch 2 and its validation
+        (True, 6, '', 0),  # after the checkpoint of epoch 1
+        (False, 8, '', 2),  # after the checkpoint of iteration 6
+        (False, 4, '', 0),  # before the first validation
+        (False, 8, 'DefaultSampler', 0),  # whose data ends after 4 iterations
     ],
 )
-@pytest.mark.parametrize('workers', [0, 2])
 def test_resumed_run_is_bit_equal(
-    tmp_path: Path, by_epoch: bool, kill: int, sampler: str, workers: int
+    whole: Callable[..., Path],
+    tmp_path: Path,
+    by_epoch: bool,
+    kill: int,
+    sampler: str,
+    workers: int,
 ) -> None:
+    """And so is one with workers to one without."""
     settings: dict[str, Any] = {'by_epoch': by_epoch, 'workers': workers, 'sampler': sampler}
-    train(make_runner(tmp_path / 'whole', **settings))
-    train_until(make_runner(tmp_path / 'killed', **settings), kill)
-    train(make_runner(tmp_path / 'killed', resume=True, **settings))
+    train_until(make_runner(tmp_path, **settings), kill)
+    train(make_runner(tmp_path, resume=True, **settings))
     name = 'epoch_4.pth' if by_epoch else 'iter_10.pth'
-    assert_same_end(tmp_path / 'whole', tmp_path / 'killed', name)
+    assert_same_end(whole(by_epoch, sampler), tmp_path, name)
 
 
-@pytest.mark.parametrize('workers', [0, 2])
-def test_data_does_not_depend_on_workers(tmp_path: Path, workers: int) -> None:
-    train(make_runner(tmp_path / 'none'))
-    train(make_runner(tmp_path / 'some', workers=workers, persistent=False))
-    assert_same_end(tmp_path / 'none', tmp_path / 'some', 'epoch_4.pth')
+def test_data_does_not_depend_on_workers(whole: Callable[..., Path], tmp_path: Path) -> None:
+    train(make_runner(tmp_path, workers=2, persistent=False))
+    assert_same_end(whole(True, ''), tmp_path, 'epoch_4.pth')
 
 
 def test_seed_that_nobody_chose_is_resumed_too(tmp_path: Path) -> None:
@@ -261,17 +280,10 @@ NEWEST: dict[str, Callable[[Path], Any]] = {
 }
 
 
-@pytest.fixture(scope='module')
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp('finished') / 'run'
-    train(make_runner(folder))
-    return folder
-
-
 @pytest.fixture
-def work_dir(finished: Path, tmp_path: Path) -> Path:
+def work_dir(whole: Callable[..., Path], tmp_path: Path) -> Path:
     """A moved copy of a finished run."""
-    return shutil.copytree(finished, tmp_path / 'moved')
+    return shutil.copytree(whole(True, ''), tmp_path / 'moved')
 
 
 @pytest.fixture
