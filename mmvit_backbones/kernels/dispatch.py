@@ -37,6 +37,7 @@ from mmvit_backbones.layers.tokens import crop, pad_to_multiple
 from mmvit_backbones.layers.window_attention import WindowAttention
 
 ALL_BUT_EXPORT = frozenset((TRAINING, INFERENCE, COMPILE))
+ALL_MODES = ALL_BUT_EXPORT | {EXPORT}
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ BRANCHES: dict[Callable[..., Any], Branch] = {
 # (scale, residual) and what the layer takes besides x.
 BRANCH_KERNELS: dict[type[nn.Module], Kernel] = {
     CrossCovarianceAttention: Kernel(
-        'gram_attention', ALL_BUT_EXPORT, gram_attention.run, gram_attention.refusal
+        'gram_attention', ALL_MODES, gram_attention.run, gram_attention.refusal
     ),
     LocalPatchInteraction: Kernel(
         'local_interaction',
@@ -92,9 +93,7 @@ FUNCTION_KERNELS: dict[Callable[..., Any], Kernel] = {
     ConvStem.forward: Kernel(
         'conv_stem', ALL_BUT_EXPORT, convolutions.run_stem, convolutions.stem_refusal
     ),
-    attention_reference: Kernel(
-        'fused_attention', ALL_BUT_EXPORT | {EXPORT}, attention.run, attention.refusal
-    ),
+    attention_reference: Kernel('fused_attention', ALL_MODES, attention.run, attention.refusal),
     pad_to_multiple: Kernel('pad', ALL_BUT_EXPORT, padding.run_pad, padding.pad_refusal),
     crop: Kernel('crop', ALL_BUT_EXPORT, padding.run_crop, padding.crop_refusal),
 }

@@ -11,6 +11,10 @@ try:
     from torch.fx.experimental.symbolic_shapes import has_static_value
 except ImportError:  # before 2.4
     has_static_value = None  # type: ignore[assignment]
+try:
+    from torch.fx.experimental.symbolic_shapes import optimization_hint
+except ImportError:
+    optimization_hint = None  # type: ignore[assignment]
 
 
 def current_mode() -> str:
@@ -38,3 +42,15 @@ def is_static(*sizes: int) -> bool:
     if has_static_value is None:
         return all(isinstance(size, int) for size in sizes)
     return all(has_static_value(size) for size in sizes)
+
+
+def typical_size(size: int) -> int | None:
+    """Return a size, or the one of the example where a graph for any size is exported.
+
+    None where this PyTorch does not tell.
+    """
+    if isinstance(size, torch.Tensor):  # what `torch.jit.trace` makes of a size
+        return int(size)
+    if is_static(size):
+        return size
+    return None if optimization_hint is None else optimization_hint(size)
