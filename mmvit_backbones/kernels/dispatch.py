@@ -26,13 +26,20 @@ from mmvit_backbones.kernels import (
 )
 from mmvit_backbones.kernels.autograd import is_transformed
 from mmvit_backbones.kernels.expected import unexpected
-from mmvit_backbones.kernels.modes import COMPILE, EXPORT, INFERENCE, TRAINING, current_mode
+from mmvit_backbones.kernels.modes import (
+    COMPILE,
+    EXPORT,
+    EXPORT_TENSORS,
+    INFERENCE,
+    TRAINING,
+    current_mode,
+)
 from mmvit_backbones.layers.attention import attention as attention_reference
 from mmvit_backbones.layers.conv_stem import ConvStem
 from mmvit_backbones.layers.cross_covariance_attention import CrossCovarianceAttention
 from mmvit_backbones.layers.local_patch_interaction import LocalPatchInteraction
 from mmvit_backbones.layers.mlp import MLP
-from mmvit_backbones.layers.plain import has_global_hooks, is_plain
+from mmvit_backbones.layers.plain import PLAIN_TENSORS, has_global_hooks, is_plain
 from mmvit_backbones.layers.tokens import crop, pad_to_multiple
 from mmvit_backbones.layers.window_attention import WindowAttention
 
@@ -180,11 +187,12 @@ class Dispatcher:
             return f'the kernel does not run in mode {mode}'
         if mode != COMPILE and is_transformed():
             return 'a forward-mode derivative or a torch.func transform is active'
-        if type(x) is not Tensor and type(x) is not nn.Parameter:
+        tensors = EXPORT_TENSORS if mode == EXPORT else PLAIN_TENSORS
+        if type(x) not in tensors:
             return f'the input is a {type(x).__name__}'
         if has_global_hooks():
             return 'a hook is registered for all modules'
-        if not all(map(is_plain, modules)):
+        if not all(is_plain(module, tensors) for module in modules):
             return (
                 'a module has a hook, is a subclass, or holds parameters that are no plain tensors'
             )

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+
+from mmvit_backbones.layers.plain import PLAIN_TENSORS
 
 TRAINING, INFERENCE, COMPILE, EXPORT = 'training', 'inference', 'compile', 'export'
 EAGER = frozenset((TRAINING, INFERENCE))
+# What tensors and parameters become while `torch.export` runs a model.
+EXPORT_TENSORS = PLAIN_TENSORS | {FakeTensor, FunctionalTensor}
 
 try:
     from torch.fx.experimental.symbolic_shapes import has_static_value
