@@ -50,7 +50,11 @@ def prepare(model: nn.Module) -> Flat:
 
 
 def capture(
-    model: nn.Module, images: Tensor, attention: str = FUSED, dynamic: bool = True
+    model: nn.Module,
+    images: Tensor,
+    attention: str = FUSED,
+    dynamic: bool = True,
+    min_size: int = MIN_SIZE,
 ) -> ExportedProgram:
     """Record a model as a graph of plain operators by `torch.export`.
 
@@ -62,8 +66,9 @@ def capture(
         attention: `'fused'` keeps attention between tokens one operator, which runtimes may replace
             by a kernel of theirs. `'explicit'` writes it as matrix product, softmax and matrix
             product, for runtimes that fail on the operator.
-        dynamic: Record a graph for any batch and any image size from 32 px; else for that of the
-            example alone.
+        dynamic: Record a graph for any batch and any image size; else for that of the example
+            alone.
+        min_size: Shortest side in pixels of a dynamic graph.
 
     Returns:
         The graph, with one input `images` and a flat tuple of outputs.
@@ -75,7 +80,7 @@ def capture(
         raise ValueError(f'attention must be one of {ATTENTIONS}, got {attention!r}')
     shapes = None
     if dynamic:
-        height, width = (Dim(name, min=MIN_SIZE) for name in ('height', 'width'))
+        height, width = (Dim(name, min=min_size) for name in ('height', 'width'))
         shapes = ({0: Dim('batch', min=1), 2: height, 3: width},)
     disabled = ('fused_attention',) if attention == EXPLICIT else ()
     with kernels.use('auto', disable=disabled), torch.no_grad(), _any_size():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmvit_backbones.backbones.base import Backbone
-from mmvit_backbones.export.capture import FUSED, INPUT, MIN_SIZE, capture, flatten
+from mmvit_backbones.export.capture import FUSED, INPUT, capture, flatten
 from mmvit_backbones.export.formats import FORMATS, Runner, find_format
 from mmvit_backbones.export.sources import Source, describe
 from mmvit_backbones.models import Classifier
@@ -53,11 +53,12 @@ def export_model(
     """
     path = Path(path)
     kind = find_format(format, path)
-    if min(size) < MIN_SIZE:
-        raise ValueError(f'size must be at least {MIN_SIZE} px high and wide, got {size}')
     source = model if isinstance(model, Source) else describe(_checked(model))
+    least = source.min_size
+    if min(size) < least:
+        raise ValueError(f'size must be at least {least} px high and wide, got {size}')
     images = torch.zeros(2 if dynamic else 1, _in_channels(source.model), *size)
-    program = capture(source.model, images, attention, dynamic)
+    program = capture(source.model, images, attention, dynamic, least)
     with torch.no_grad():
         names = _output_names(source.names, source.model.eval()(images[:1]))
     kind.write(program, names, path)
@@ -69,7 +70,7 @@ def export_model(
             name=INPUT,
             shape=[any_or['B'], images.shape[1], any_or['H'], any_or['W']],
             dtype='float32',
-            min_size=MIN_SIZE,
+            min_size=least,
         ),
         outputs=names,
         written_for=list(size),

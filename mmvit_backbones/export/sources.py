@@ -16,8 +16,11 @@ from torch import Tensor, nn
 from mmvit_backbones.backbones.base import Backbone
 from mmvit_backbones.checkpoints.loading import load_checkpoint
 from mmvit_backbones.engine.launch import check_toolkit
+from mmvit_backbones.export.capture import MIN_SIZE
 from mmvit_backbones.models import MEAN, STD, Classifier, create_model
 
+# PyTorch makes no graph of the toolkits' upsampling that also holds for a single row of tokens.
+UPSAMPLING_MIN_SIZE = 33
 RESIZING = ('Resize', 'ResizeEdge', 'CenterCrop')
 
 
@@ -31,11 +34,13 @@ class Source:
             whose names get the index in the list.
         metadata: What stands beside the file: the task, how to make the input, what is left to do
             with the outputs.
+        min_size: Shortest side of an image in pixels.
     """
 
     model: nn.Module
     names: tuple[str, ...]
     metadata: dict[str, Any]
+    min_size: int = MIN_SIZE
 
 
 class RawOutputs(nn.Module):
@@ -120,14 +125,16 @@ def source_from_config(
         return Source(RawOutputs(model), ('logits',), metadata | _classification())
     if cfg.default_scope == 'mmseg':
         model.auxiliary_head = None  # it serves the loss alone
-        return Source(RawOutputs(model), ('logits',), metadata | _segmentation(model))
+        metadata |= _segmentation(model)
+        return Source(RawOutputs(model), ('logits',), metadata, UPSAMPLING_MIN_SIZE)
     if not hasattr(model, 'bbox_head'):
         raise ValueError(
             f'model must be a detector of one stage, got {type(model).__name__}, whose later '
             f'stages need decoded boxes: export its backbone only'
         )
     names = ('cls_score', 'bbox_pred', 'head_output_2', 'head_output_3')
-    return Source(RawOutputs(model), names, metadata | _detection(model.bbox_head))
+    metadata |= _detection(model.bbox_head)
+    return Source(RawOutputs(model), names, metadata, UPSAMPLING_MIN_SIZE)
 
 
 def _feature_maps(backbone: nn.Module) -> dict[str, Any]:
