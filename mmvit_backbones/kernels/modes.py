@@ -53,10 +53,12 @@ def is_static(*sizes: int) -> bool:
 def typical_size(size: int) -> int | None:
     """Return a size, or the one of the example where a graph for any size is exported.
 
-    None where this PyTorch does not tell.
+    None where it is not told: in a trace, and in Dynamo (`torch.export` with `strict=True`).
     """
-    if isinstance(size, torch.Tensor):  # what `torch.jit.trace` makes of a size
-        return int(size)
+    if torch.jit.is_tracing():
+        return None
     if is_static(size):
         return size
-    return None if optimization_hint is None else optimization_hint(size)
+    if optimization_hint is None or torch.compiler.is_dynamo_compiling():
+        return None
+    return optimization_hint(size)
