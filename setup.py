@@ -65,6 +65,8 @@ setup(
             'ftfy',
             'regex',
         ],
+        'export': ['onnx>=1.18', 'onnxscript>=0.5', 'onnxruntime>=1.20'],
+        'hub': ['huggingface_hub>=0.30'],
     },
     classifiers=[
         'Development Status :: 4 - Beta',

@@ -14,6 +14,7 @@ from mmvit_backbones.checkpoints.description import IMAGENET_MEAN, IMAGENET_STD,
 from mmvit_backbones.checkpoints.loading import load_checkpoint
 from mmvit_backbones.checkpoints.networks import NETWORKS, network_of_model
 from mmvit_backbones.checkpoints.zoo import list_pretrained
+from mmvit_backbones.hub import OnHub
 from mmvit_backbones.layers.init import init_linear
 
 
@@ -35,7 +36,7 @@ class LinearHead(nn.Module):
         return self.fc(x)
 
 
-class Classifier(nn.Module):
+class Classifier(nn.Module, OnHub):
     """Backbone, pooling neck and linear head.
 
     The parameters have the names that they have in mmpretrain's `ImageClassifier` with the same
@@ -63,6 +64,7 @@ class Classifier(nn.Module):
         self.out_channels = backbone.out_channels
         self.out_strides = backbone.out_strides
         self.pretrained_cfg: dict[str, Any] = {}
+        self.creation = {}
         self.backbone = backbone
         self.neck = neck
         self.reset_classifier(num_classes)
@@ -161,6 +163,7 @@ def create_model(
         hint = f'did you mean {" or ".join(close)}?' if close else 'list_models() gives all names'
         raise ValueError(f'name must be that of a model, got {name!r}: {hint}')
     file = _public_file(name, pretrained)
+    creation = dict(name=name, num_classes=num_classes, options=dict(options))
     named: dict[str, Any] = dict(network.models.get(name, {}))
     if build := network.free_models.get(name):
         sizes = {key: options.pop(key) for key in build.__annotations__.keys() & options.keys()}
@@ -174,6 +177,7 @@ def create_model(
         backbone = network.backbone(**named, **options)
         model = Classifier(backbone, network.pooling(backbone), num_classes)
     model.pretrained_cfg = _pretrained_cfg(name, file, network.crop)
+    model.creation = creation
     if pretrained and file:
         print_log(f'{file.name}: {load_checkpoint(model, file.name)}', logger='current')
     return model

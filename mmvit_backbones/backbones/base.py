@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from mmvit_backbones.backbones.feature_info import FeatureInfo
+from mmvit_backbones.hub import OnHub
 from mmvit_backbones.layers.seam import Dispatch, get_dispatcher, use_dispatcher
 from mmvit_backbones.layers.tokens import Size
 
@@ -110,7 +111,7 @@ def _recomputation(block: nn.Module, dispatcher: Dispatch | None) -> Iterator[No
             counter.copy_(count)
 
 
-class Backbone(BaseModule):
+class Backbone(BaseModule, OnHub):
     """Base of the dense backbones.
 
     A subclass sets `out_channels`, `out_strides` and `out_indices` (one entry per returned feature
@@ -155,6 +156,7 @@ class Backbone(BaseModule):
                 f'frozen_stages must lie in -1 to {max_frozen_stages}, got {frozen_stages}'
             )
         self.pretrained_cfg: dict[str, Any] = {}  # see `create_model`
+        self.creation = {}
         self.in_channels = in_channels
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval

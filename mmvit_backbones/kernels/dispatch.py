@@ -26,13 +26,20 @@ from mmvit_backbones.kernels import (
 )
 from mmvit_backbones.kernels.autograd import is_transformed
 from mmvit_backbones.kernels.expected import unexpected
-from mmvit_backbones.kernels.modes import COMPILE, EXPORT, INFERENCE, TRAINING, current_mode
+from mmvit_backbones.kernels.modes import (
+    COMPILE,
+    EXPORT,
+    EXPORT_TENSORS,
+    INFERENCE,
+    TRAINING,
+    current_mode,
+)
 from mmvit_backbones.layers.attention import attention as attention_function
 from mmvit_backbones.layers.conv_stem import ConvStem
 from mmvit_backbones.layers.cross_covariance_attention import CrossCovarianceAttention
 from mmvit_backbones.layers.local_patch_interaction import LocalPatchInteraction
 from mmvit_backbones.layers.mlp import MLP
-from mmvit_backbones.layers.plain import has_global_hooks, why_not_plain
+from mmvit_backbones.layers.plain import PLAIN_TENSORS, has_global_hooks, why_not_plain
 from mmvit_backbones.layers.tokens import crop, pad_to_multiple
 from mmvit_backbones.layers.window_attention import WindowAttention
 
@@ -80,7 +87,7 @@ BRANCHES: dict[Callable[..., Any], Branch] = {
 # the weight and bias of a folded norm are None too.
 BRANCH_KERNELS: dict[type[nn.Module], Kernel] = {
     CrossCovarianceAttention: Kernel(
-        'gram_attention', ALL_BUT_EXPORT, gram_attention.run, gram_attention.refusal
+        'gram_attention', ALL_MODES, gram_attention.run, gram_attention.refusal
     ),
     LocalPatchInteraction: Kernel(
         'local_interaction',
@@ -192,12 +199,12 @@ class Dispatcher:
             return f'the kernel does not run in mode {mode}'
         if mode != COMPILE and is_transformed():  # compilers trace derivatives of the graph
             return 'a forward-mode derivative or a torch.func transform is active'
-        # An exporter traces with tensors of its own class.
-        if mode != EXPORT and type(x) is not Tensor and type(x) is not nn.Parameter:
+        tensors = EXPORT_TENSORS if mode == EXPORT else PLAIN_TENSORS
+        if type(x) not in tensors:
             return f'the input is a {type(x).__name__}'
         if has_global_hooks():
             return 'a hook is registered for all modules'
-        return next(filter(None, map(why_not_plain, modules)), None)
+        return next(filter(None, (why_not_plain(module, tensors) for module in modules)), None)
 
 
 def _run_branch(

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from mmvit_backbones.kernels import operators
 from mmvit_backbones.kernels.autograd import compute_dtype, refuse_second_derivative
 from mmvit_backbones.kernels.expected import drops, unexpected, without_bias
-from mmvit_backbones.kernels.modes import COMPILE, is_static
+from mmvit_backbones.kernels.modes import COMPILE, EXPORT, is_static, typical_size
 from mmvit_backbones.layers.cross_covariance_attention import MIN_LENGTH, CrossCovarianceAttention
 from mmvit_backbones.layers.folding import scaled_parameters
 from mmvit_backbones.layers.precision import at_least_float32, without_autocast
@@ -59,12 +59,17 @@ def refusal(
         or without_bias(layer.proj)
     ):
         return reason
+    num_tokens: int | None
     num_tokens, dims = x.shape[1:]
     is_reduced = compute_dtype(x).itemsize < 4
     if is_reduced and x.device.type != 'cpu':
         return 'the Gram matrix needs full precision, which is slow on this device'
-    if not is_static(num_tokens):
+    if mode == EXPORT:
+        num_tokens = typical_size(x.shape[1])  # the graph is written for sizes like the example's
+    elif not is_static(x.shape[1]):
         return None  # one form has to serve any number of tokens
+    if num_tokens is None:
+        return 'the size of the example is not known'
     inner_dims = layer.proj.in_features
     head_dims = inner_dims // layer.num_heads
     full = FULL_PRECISION_COST if is_reduced else 1.0
@@ -92,7 +97,7 @@ def run(
     proj = layer.proj
     weight, bias = (proj.weight, proj.bias) if scale is None else scaled_parameters(proj, scale)
     assert bias is not None
-    if mode == COMPILE or drops(layer.attn_drop, layer.drop):
+    if mode in (COMPILE, EXPORT) or drops(layer.attn_drop, layer.drop):
         out = _recorded(norm(x), layer, weight, bias)
         return x + out if residual else out
     return _GramAttention.apply(

@@ -7,13 +7,23 @@ a model in evaluation mode counts as training, because a backward pass may follo
 from __future__ import annotations
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+
+from mmvit_backbones.layers.plain import PLAIN_TENSORS
 
 TRAINING, INFERENCE, COMPILE, EXPORT = 'training', 'inference', 'compile', 'export'
+# What tensors and parameters become while `torch.export` runs a model.
+EXPORT_TENSORS = PLAIN_TENSORS | {FakeTensor, FunctionalTensor}
 
 try:
     from torch.fx.experimental.symbolic_shapes import has_static_value
 except ImportError:  # before 2.4
     has_static_value = None  # type: ignore[assignment]
+try:
+    from torch.fx.experimental.symbolic_shapes import optimization_hint
+except ImportError:
+    optimization_hint = None  # type: ignore[assignment]
 
 
 def current_mode() -> str:
@@ -41,3 +51,17 @@ def is_static(*sizes: int) -> bool:
     if has_static_value is None:
         return all(isinstance(size, int) for size in sizes)
     return all(has_static_value(size) for size in sizes)
+
+
+def typical_size(size: int) -> int | None:
+    """Return a size, or the one of the example where a graph for any size is exported.
+
+    None where it is not told: in a trace, and in Dynamo (`torch.export` with `strict=True`).
+    """
+    if torch.jit.is_tracing():
+        return None
+    if is_static(size):
+        return size
+    if optimization_hint is None or torch.compiler.is_dynamo_compiling():
+        return None
+    return optimization_hint(size)

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch.nn.modules.module as torch_module
 from torch import Tensor, nn
 
 PLAIN_PACKAGES = ('torch.nn.modules.', 'mmcv.', 'mmvit_backbones.')
-PLAIN_TENSORS = frozenset((Tensor, nn.Parameter, type(None)))
+PLAIN_TENSORS: frozenset[type] = frozenset((Tensor, nn.Parameter, type(None)))
 
 
-def why_not_plain(module: nn.Module) -> str | None:
+def why_not_plain(
+    module: nn.Module, tensor_classes: Collection[type] = PLAIN_TENSORS
+) -> str | None:
     """Return why a module or one of its children is not as PyTorch, mmcv or this package define it.
 
     The reasons: a class from elsewhere (adapters, quantized layers, parametrizations), a hook, a
     `forward` set on the instance, a parameter or buffer that is a tensor subclass.
 
     The check takes less than a microsecond per module, so its result need not be cached.
+
+    Args:
+        module: The module.
+        tensor_classes: Classes of ordinary tensors.
 
     Returns:
         The reason, None if the module is plain.
@@ -34,10 +42,10 @@ def why_not_plain(module: nn.Module) -> str | None:
         return f'a {type(module).__name__} has a hook'
     for tensors in (state['_parameters'], state['_buffers']):
         for tensor in tensors.values():
-            if type(tensor) not in PLAIN_TENSORS:
+            if type(tensor) not in tensor_classes:
                 return f'a {type(module).__name__} holds a {type(tensor).__name__}'
     for child in state['_modules'].values():
-        if child is not None and (reason := why_not_plain(child)):
+        if child is not None and (reason := why_not_plain(child, tensor_classes)):
             return reason
     return None
 
