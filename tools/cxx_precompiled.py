@@ -5,7 +5,7 @@ Nearly all the time of each of mmcv's 77 files goes into torch's headers. This s
 compiles them once, with the flags of the first file, and adds them to each file. A compiler that
 can't use them (other flags, another kind of compiler) reads the headers as always.
 
-usage: CXX=tools/cxx_precompiled.py MMVIT_PCH_FOLDER=/tmp/folder pip wheel mmcv ...
+usage: CXX=tools/cxx_precompiled.py MMVIT_PRECOMPILED=/tmp/headers pip wheel mmcv ...
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-COMPILER = 'c++'
+COMPILER = os.environ.get('MMVIT_CXX', 'c++')
 HEADER = '#include <torch/types.h>\n'
 DONE = 'tried'  # there once the header was compiled, or could not be
 
@@ -51,7 +51,7 @@ def precompile(folder: Path, flags: list[str]) -> Path:
 def main() -> None:
     arguments = sys.argv[1:]
     if '-c' in arguments:
-        folder = Path(os.environ['MMVIT_PCH_FOLDER'])
+        folder = Path(os.environ.get('MMVIT_PRECOMPILED', os.environ.get('MMVIT_PCH_FOLDER', '')))
         header = precompile(folder, shared_flags(arguments))
         arguments = ['-include', str(header), *arguments]
     os.execvp(COMPILER, [COMPILER, *arguments])

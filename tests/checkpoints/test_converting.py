@@ -23,7 +23,6 @@ from tests.checkpoints.peers import (
     VIT_PYTORCH_XCIT,
     XCIT,
     Peer,
-    assert_same,
     classifier,
     mmpretrain_classifier,
     mmseg_backbone,
@@ -36,7 +35,7 @@ from tests.checkpoints.peers import (
     vit_pytorch_twins,
     without_values,
 )
-from tests.utils import max_error, randomize
+from tests.utils import assert_same, max_error, randomize
 
 FEW = settings(max_examples=8, deadline=None)
 TEMPERATURE = 'temperature'

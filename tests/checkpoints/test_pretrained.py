@@ -16,10 +16,10 @@ from mmseg.registry import MODELS as MMSEG_MODELS
 from mmvit_backbones import convert_state_dict
 from mmvit_backbones.checkpoints import CheckpointError
 from mmvit_backbones.checkpoints.download import file_sha256
-from tests.checkpoints.peers import TWINS, assert_same, classifier, official_file
+from tests.checkpoints.peers import TWINS, classifier, official_file
 from tests.checkpoints.test_loading import TWINS_BACKBONE, detector
 from tests.checkpoints.test_reading import RunsCode
-from tests.utils import randomize
+from tests.utils import assert_same, randomize
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from mmvit_backbones.checkpoints import CheckpointError, reading
 from mmvit_backbones.checkpoints.reading import read_checkpoint, read_file
 from tests.checkpoints import payloads
-from tests.checkpoints.peers import assert_same
+from tests.utils import assert_same
 
 WEIGHTS = {'a.weight': torch.arange(6.0).view(2, 3), 'a.bias': torch.ones(2)}
 
