@@ -32,7 +32,8 @@ REQUIREMENTS = {
 }
 COMPILER = ROOT / 'tools' / 'cxx_precompiled.py'
 UV = 'uv==0.13.9'
-SUPPORTED_PYTHON = ((3, 10), (3, 12))
+# torch 2.1 was built up to Python 3.11.
+NEWEST_PYTHON = {'default': (3, 12), 'originals': (3, 11), 'lite': (3, 11)}
 
 CHECK_MMCV = """
 import mmcv._ext, torch
@@ -201,11 +202,11 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     venv, requirements = args.venv.resolve(), REQUIREMENTS[args.stack]
-    lowest, highest = SUPPORTED_PYTHON
-    if not lowest <= sys.version_info[:2] <= highest:
+    newest = NEWEST_PYTHON[args.stack]
+    if not (3, 10) <= sys.version_info[:2] <= newest:
         raise SystemExit(
-            f'[setup] Python 3.10 to 3.12 is needed, this is {sys.version.split()[0]}; '
-            f'name another with: make PYTHON=python3.11'
+            f'[setup] the stack {args.stack!r} needs Python 3.10 to 3.{newest[1]}, this is '
+            f'{sys.version.split()[0]}; name another with: make PYTHON=python3.11'
         )
     stamp = venv / 'mmvit_setup_done'
     expected = stamp_text(venv, requirements)

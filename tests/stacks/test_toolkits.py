@@ -131,7 +131,9 @@ def test_segmentors(workspace: Path) -> None:
         commands.append([tools / 'train.py', config, folder, *two])
         commands.append([tools / 'test.py', config, f'seg_{network}/iter_2.pth', *two])
         commands.append([tools / 'train.py', config, folder, '--resume', *four])
+    # Under another name than that of the runs before in this process, whose folder it would keep.
     ours = ['--work-dir=seg', '--out=segmented', '--show-dir=seg_shown', '--tta', *two]
+    ours.append('visualizer.name=shown')
     commands.append([OUR_TOOLS / 'test.py', config, f'seg_{network}/iter_4.pth', *ours])
     for network in ('twins_svt', 'xcit'):
         config = SHAPES / f'{network}-toy_sem-fpn_shapes.py'
