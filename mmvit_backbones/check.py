@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
@@ -128,6 +129,10 @@ def check_operators() -> Iterator[Finding]:
         yield Finding('mmcv operators', failure or 'load, NMS works', remedy)
 
 
+def run_network(name: str) -> None:
+    create_model(name)(torch.zeros(1, 3, 64, 64))
+
+
 def check_networks() -> Iterator[Finding]:
     if get_dispatcher() is None:
         yield Finding('kernels', 'off: MMVIT_KERNELS=reference')
@@ -135,7 +140,7 @@ def check_networks() -> Iterator[Finding]:
         note = '' if HAS_CUSTOM_OPS else '; those that need torch 2.4 step aside'
         yield Finding('kernels', f'on: {", ".join(KERNELS)}{note}')
     for name in MODELS:
-        failure = attempt(lambda name=name: create_model(name)(torch.zeros(1, 3, 64, 64)))
+        failure = attempt(partial(run_network, name))
         remedy = 'please report this, with all lines above' if failure else ''
         yield Finding(name, failure or 'works', remedy)
 

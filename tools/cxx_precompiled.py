@@ -51,7 +51,7 @@ def precompile(folder: Path, flags: list[str]) -> Path:
 def main() -> None:
     arguments = sys.argv[1:]
     if '-c' in arguments:
-        folder = Path(os.environ.get('MMVIT_PRECOMPILED', os.environ.get('MMVIT_PCH_FOLDER', '')))
+        folder = Path(os.environ['MMVIT_PRECOMPILED'])
         header = precompile(folder, shared_flags(arguments))
         arguments = ['-include', str(header), *arguments]
     os.execvp(COMPILER, [COMPILER, *arguments])
