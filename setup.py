@@ -1,12 +1,16 @@
 """Packaging of mmvit_backbones; tool settings stand in pyproject.toml."""
 
 from pathlib import Path
-from shutil import copy2, copytree, ignore_patterns
+from shutil import copy2, copytree, ignore_patterns, rmtree
 
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+
+
+# Programs for developers, which need the checkout around them.
+FOR_DEVELOPERS = ('benchmark.py', 'cxx_precompiled.py', 'setup_env.py', 'zoo_tables.py')
 
 
 class BuildWithConfigs(build_py):
@@ -18,18 +22,22 @@ class BuildWithConfigs(build_py):
             return
         target = Path(self.build_lib) / 'mmvit_backbones' / '.mim'
         for folder in ('configs', 'tools'):
+            rmtree(target / folder, ignore_errors=True)  # of an earlier build
             copytree(
                 ROOT / folder,
                 target / folder,
-                ignore=ignore_patterns('__pycache__', 'setup_env.py'),
-                dirs_exist_ok=True,
+                ignore=ignore_patterns('__pycache__', *FOR_DEVELOPERS),
             )
         copy2(ROOT / 'model-index.yml', target)
+
+    def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
+        found = super().find_package_modules(package, package_dir)
+        return [module for module in found if Path(module[2]).name not in FOR_DEVELOPERS]
 
 
 def read_version() -> str:
     namespace: dict[str, str] = {}
-    exec((ROOT / 'mmvit_backbones' / 'version.py').read_text(), namespace)
+    exec((ROOT / 'mmvit_backbones' / 'version.py').read_text(encoding='utf-8'), namespace)
     return namespace['__version__']
 
 
@@ -62,7 +70,9 @@ setup(
             'mmdet>=3.3.0',
             'mmsegmentation>=1.2.2',
             'mmpretrain>=1.2.0',
-            'ftfy',
+            'numpy<2',  # what torch before 2.3 and these toolkits were built for
+            'setuptools<82',  # mmengine imports its pkg_resources
+            'ftfy',  # mmsegmentation imports both and asks for neither
             'regex',
         ],
         'export': ['onnx>=1.18', 'onnxscript>=0.5', 'onnxruntime>=1.20'],

@@ -1,6 +1,14 @@
 """Twins-SVT and XCiT as backbones for mmdetection, mmsegmentation, mmpretrain and plain PyTorch."""
 
-from mmvit_backbones.backbones import TwinsSVT, XCiT
+try:
+    from mmvit_backbones.backbones import TwinsSVT, XCiT
+except ModuleNotFoundError as error:
+    if error.name not in ('mmengine', 'mmcv'):
+        raise
+    raise ImportError(
+        f'mmvit_backbones needs {error.name}, which comes under two names: '
+        "pip install 'mmvit-backbones[onedl]' or 'mmvit-backbones[openmmlab]', see docs/install.md"
+    ) from error
 from mmvit_backbones.checkpoints import convert_state_dict, list_pretrained, load_checkpoint
 from mmvit_backbones.checkpoints.mmengine_loader import register_safe_loaders
 from mmvit_backbones.fuse import fuse

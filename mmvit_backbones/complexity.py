@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmvit_backbones import kernels
@@ -28,11 +28,19 @@ def count_multiply_adds(model: nn.Module, height: int, width: int, in_channels: 
     """
     model = copy.deepcopy(model).to('meta').eval().requires_grad_(False)
     x = torch.empty(1, in_channels, height, width, device='meta')
-    # The counter sees into PyTorch's own attention only where it is made of matrix products.
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), kernels.use('reference'), sdpa_kernel(SDPBackend.MATH), counter:
+    with torch.no_grad(), kernels.use('reference'), plain_attention(), counter:
         model(x)
     return counter.get_total_flops() // 2
+
+
+def plain_attention() -> AbstractContextManager[None]:
+    """Make PyTorch's own attention of matrix products, into which the counter sees."""
+    try:
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+    except ImportError:  # before torch 2.3
+        return torch.backends.cuda.sdp_kernel(enable_flash=False, enable_mem_efficient=False)
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from mmvit_backbones import convert_state_dict
-from tests.checkpoints.peers import TWINS, assert_same, official_file
+from tests.checkpoints.peers import TWINS, official_file
+from tests.utils import assert_same
 
 ROOT = Path(__file__).parents[1]
 

@@ -39,6 +39,13 @@ def max_error(ours: Tensor, reference: Tensor) -> float:
     return float((ours - reference).detach().abs().max()) if ours.numel() else 0.0
 
 
+def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Same names, same bits."""
+    assert actual.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.equal(actual[key], value), key
+
+
 def as_maps(outputs: Tensor | Iterable[Tensor]) -> list[Tensor]:
     """Return the outputs of a backbone or a classifier as a list."""
     return [outputs] if isinstance(outputs, Tensor) else list(outputs)

@@ -4,39 +4,22 @@ from __future__ import annotations
 
 import argparse
 
-from mmengine.config import DictAction
-
-from mmvit_backbones.engine import launch_train, run_tool
+from mmvit_backbones.engine.launch import run_tool
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='path of the config')
-    parser.add_argument('--work-dir', help='folder for logs and checkpoints')
-    parser.add_argument(
-        '--resume',
-        nargs='?',
-        const='auto',
-        metavar='CHECKPOINT',
-        help='continue from this checkpoint, or from the latest one in the work folder',
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog='CONFIG --help lists the flags of its toolkit.'
     )
-    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument('config', metavar='CONFIG', help='path of the config')
     parser.add_argument(
-        '--auto-scale-lr',
-        action='store_true',
-        help='scale the learning rate by the real over the base batch size',
+        'flags',
+        metavar='...',
+        nargs=argparse.REMAINDER,
+        help="that toolkit's own training flags",
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='replace config values, for instance model.backbone.with_cp=True or key="[a,b]"',
-    )
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     return parser.parse_args()
 
 
 if __name__ == '__main__':
-    run_tool(launch_train, vars(parse_args()))
+    run_tool('train', **vars(parse_args()))

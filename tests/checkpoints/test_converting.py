@@ -21,7 +21,6 @@ from tests.checkpoints.peers import (
     VIT_PYTORCH_XCIT,
     XCIT,
     Peer,
-    assert_same,
     classifier,
     mmseg_backbone,
     official_file,
@@ -32,7 +31,7 @@ from tests.checkpoints.peers import (
     timm_xcit,
     without_values,
 )
-from tests.utils import max_error, randomize
+from tests.utils import assert_same, max_error, randomize
 
 FEW = settings(max_examples=8, deadline=None)
 TEMPERATURE = 'temperature'

@@ -23,7 +23,7 @@ from mmvit_backbones.checkpoints.download import (
 )
 from mmvit_backbones.checkpoints.reading import read_checkpoint
 from tests.checkpoints.conftest import WEIGHTS, Server
-from tests.checkpoints.peers import assert_same
+from tests.utils import assert_same
 
 OTHERS = {key: -value for key, value in WEIGHTS.items()}
 

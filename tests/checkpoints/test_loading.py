@@ -19,11 +19,10 @@ from tests.checkpoints.peers import (
     TWINS,
     VIT_PYTORCH_XCIT,
     XCIT,
-    assert_same,
     classifier,
     official_file,
 )
-from tests.utils import max_error, randomize
+from tests.utils import assert_same, max_error, randomize
 
 DEEP_XCIT = replace(XCIT, depth=5)
 

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from mmvit_backbones import create_model, list_pretrained, load_checkpoint
 from mmvit_backbones.checkpoints.download import Address, DownloadError
 from tests.checkpoints.conftest import Server
-from tests.checkpoints.peers import assert_same
-from tests.utils import max_error, randomize
+from tests.utils import assert_same, max_error, randomize
 
 SMALL = {'twins_svt_small': 'twins_svt_small', 'xcit_nano_12_p16': 'xcit_nano_12_p16_224'}
 

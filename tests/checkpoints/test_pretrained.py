@@ -17,9 +17,9 @@ from mmvit_backbones import convert_state_dict
 from mmvit_backbones.checkpoints import CheckpointError
 from mmvit_backbones.checkpoints.download import file_sha256
 from tests.checkpoints.payloads import RunsCode
-from tests.checkpoints.peers import TWINS, assert_same, classifier, official_file
+from tests.checkpoints.peers import TWINS, classifier, official_file
 from tests.checkpoints.test_loading import TWINS_BACKBONE, detector
-from tests.utils import randomize
+from tests.utils import assert_same, randomize
 
 
 @pytest.fixture

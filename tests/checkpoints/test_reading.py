@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from mmvit_backbones.checkpoints import CheckpointError
 from mmvit_backbones.checkpoints.reading import read_checkpoint, read_file
 from tests.checkpoints.fuzz import WEIGHTS
-from tests.checkpoints.peers import assert_same
+from tests.utils import assert_same
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 
 from mmvit_backbones.checkpoints import CheckpointError
 from mmvit_backbones.checkpoints.rules import find, joined, rename, reshaped, under
-from tests.checkpoints.peers import assert_same
+from tests.utils import assert_same
 
 RULES = (
     *under('layers.#.', 'blocks.#.', (('#.norm.*', '#.norm1.*'), ('gamma', 'scale'))),

@@ -25,8 +25,7 @@ from mmvit_backbones.checkpoints.description import Dialect, Network, PublicFile
 from mmvit_backbones.checkpoints.networks import NETWORKS
 from mmvit_backbones.checkpoints.rules import find
 from mmvit_backbones.necks import NormAveragePooling
-from tests.checkpoints.peers import assert_same
-from tests.utils import randomize
+from tests.utils import assert_same, randomize
 
 
 # The one file: a backbone and its description.

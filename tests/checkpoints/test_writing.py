@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from mmvit_backbones import convert_state_dict
 from mmvit_backbones.checkpoints.writing import convert_file, publish_file
-from tests.checkpoints.peers import TWINS, assert_same, official_file
+from tests.checkpoints.peers import TWINS, official_file
+from tests.utils import assert_same
 
 
 @pytest.fixture

@@ -19,20 +19,13 @@ import torch
 import torch._dynamo  # by optimizers: each process would import it anew
 
 from mmvit_backbones.engine import safe_checkpoint_hook
-from mmvit_backbones.engine.launch import run_tool, stoppable
+from mmvit_backbones.engine.launch import one_line_errors, stoppable
 from tests.engine.test_safe_checkpoint_hook import Line, checkpoints, make_runner
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*multi-threaded, use of fork:DeprecationWarning')
 
 READY = 'at the moment'
 NOBODY = 65534
-
-
-def launch(prepare: Callable[[], Any], **settings: Any) -> None:
-    """What `launch_train` does, with a runner that needs no toolkit."""
-    prepare()
-    with stoppable():
-        make_runner(**settings).train()
 
 
 def say_ready() -> None:
@@ -57,7 +50,9 @@ class Tool:
                 # Where the tests run in the background of a shell, SIGINT is ignored.
                 signal.signal(signal.SIGINT, signal.default_int_handler)
                 sys.stdout = sys.stderr = os.fdopen(inner, 'w')
-                run_tool(launch, {'prepare': prepare, **settings})
+                with one_line_errors(), stoppable():
+                    prepare()
+                    make_runner(**settings).train()
                 status = 0
             except SystemExit as stop:  # as the interpreter does at its end
                 if isinstance(stop.code, str):
@@ -154,7 +149,7 @@ def fill(path: Path, left: int) -> None:
     path.write_bytes(bytes(disk.f_bavail * disk.f_frsize - left))
 
 
-@pytest.mark.parametrize('left', [0, 4096, 16384, 24576])
+@pytest.mark.parametrize('left', [0, 4096, 16384])
 def test_full_disk(tmp_path: Path, left: int) -> None:
     """From no room at all to none for the checkpoint."""
     work_dir, filler = tmp_path / 'disk', tmp_path / 'disk/filler'

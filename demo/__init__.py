@@ -1,0 +1,1 @@
+"""The main job in small: `python -m demo`, or `make demo`."""
