@@ -1,4 +1,5 @@
-# Semantic FPN on Twins-SVT-S, as in the Twins paper (section 4.2).
+# UperNet, after the segmentation code of both networks' authors. A leaf adds the backbone and the
+# channels of its feature maps.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
     type='EncoderDecoder',
@@ -11,30 +12,28 @@ model = dict(
         seg_pad_val=255,
         size=(512, 512),
     ),
-    backbone=dict(
-        type='mmvit_backbones.TwinsSVT',
-        arch='small',
-        out_indices=(0, 1, 2, 3),
-        out_norm=True,
-        drop_path_rate=0.2,
-    ),
-    neck=dict(
-        type='FPN',
-        in_channels=[64, 128, 256, 512],
-        out_channels=256,
-        num_outs=4,
-    ),
     decode_head=dict(
-        type='FPNHead',
-        in_channels=[256, 256, 256, 256],
+        type='UPerHead',
         in_index=[0, 1, 2, 3],
-        feature_strides=[4, 8, 16, 32],
-        channels=128,
+        pool_scales=(1, 2, 3, 6),
+        channels=512,
         dropout_ratio=0.1,
         num_classes=150,
         norm_cfg=norm_cfg,
         align_corners=False,
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
+    ),
+    auxiliary_head=dict(
+        type='FCNHead',
+        in_index=2,
+        channels=256,
+        num_convs=1,
+        concat_input=False,
+        dropout_ratio=0.1,
+        num_classes=150,
+        norm_cfg=norm_cfg,
+        align_corners=False,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
     ),
     train_cfg=dict(),
     test_cfg=dict(mode='whole'),

@@ -1,4 +1,5 @@
-# Mask R-CNN on Twins-SVT-S, after the authors' detection/configs/_base_/models/mask_rcnn.
+# Mask R-CNN with an FPN, after the detection code of both networks' authors. A leaf adds the backbone
+# and the channels of its feature maps.
 model = dict(
     type='MaskRCNN',
     data_preprocessor=dict(
@@ -9,16 +10,8 @@ model = dict(
         pad_mask=True,
         pad_size_divisor=32,
     ),
-    backbone=dict(
-        type='mmvit_backbones.TwinsSVT',
-        arch='small',
-        out_indices=(0, 1, 2, 3),
-        out_norm=True,
-        drop_path_rate=0.2,
-    ),
     neck=dict(
         type='FPN',
-        in_channels=[64, 128, 256, 512],
         out_channels=256,
         num_outs=5,
     ),
