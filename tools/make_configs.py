@@ -6,12 +6,14 @@ configs/README.md says what a table holds and how to add a size or a method.
 from __future__ import annotations
 
 import argparse
+import functools
 import shutil
 import sys
 import tempfile
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -91,6 +93,12 @@ def read_tables(root: Path) -> dict[str, dict[str, Any]]:
     }
 
 
+@functools.cache
+def read_backbone(root: Path, size: str) -> Mapping[str, Any]:
+    """Return the backbone of a base."""
+    return Config.fromfile(root / f'configs/_base_/backbones/{size}.py').backbone
+
+
 def read_leaves(root: Path, folder: str, table: Mapping[str, Any]) -> Iterator[Leaf]:
     """Yield the configs of a table."""
     shared = {k: v for k, v in table.items() if k not in ('columns', 'families')}
@@ -98,13 +106,13 @@ def read_leaves(root: Path, folder: str, table: Mapping[str, Any]) -> Iterator[L
         for row in family['rows']:
             fields: dict[str, Any] = {'status': 'untested', **shared, **family, **row}
             size = fields['size']
-            base = Config.fromfile(root / f'configs/_base_/backbones/{size}.py').backbone
+            base = read_backbone(root, size)
             network = 'Twins-SVT' if size.startswith('twins') else 'XCiT'
             fields |= {
                 'model': model_name(size),
                 'network': network,
                 'url': PAPERS[network]['URL'],
-                'arch': base.arch,
+                'arch': base['arch'],
                 'patch_size': base.get('patch_size'),
                 'mmseg_size': size.replace('twins-svt', 'twins_svt'),
                 'public_name': base.get('init_cfg', {}).get('checkpoint', '').partition('.')[0],
@@ -137,8 +145,18 @@ def build(config: Config, device: str = 'meta') -> nn.Module:
         return registry.build(model)
 
 
-def resolve(root: Path, leaves: list[Leaf]) -> None:
-    """Read every config with its bases and count the parameters of its model."""
+def recorded(root: Path) -> dict[str, int]:
+    """Return the parameters that the metafiles name, by the paths of the configs."""
+    return {
+        model['Config']: model['Metadata']['Parameters']
+        for path in (root / 'configs').glob('*/metafile.yml')
+        for model in yaml.safe_load(path.read_text(encoding='utf-8'))['Models']
+    }
+
+
+def resolve(root: Path, leaves: list[Leaf], count: bool) -> None:
+    """Read every config with its bases; count or look up the parameters of its model."""
+    known = recorded(root)
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name)
         shutil.copytree(root / 'configs/_base_', copy / 'configs/_base_')
@@ -147,7 +165,10 @@ def resolve(root: Path, leaves: list[Leaf]) -> None:
             path.parent.mkdir(exist_ok=True)
             path.write_text(code(root, leaf), encoding='utf-8')
             leaf.config = Config.fromfile(path)
-            leaf.parameters = sum(p.numel() for p in build(leaf.config).parameters())
+            if leaf.path in known and not (count and find_spec(leaf.config.default_scope)):
+                leaf.parameters = known[leaf.path]
+            else:
+                leaf.parameters = sum(p.numel() for p in build(leaf.config).parameters())
             leaf.fields['parameters'] = f'{leaf.parameters / 1e6:.1f}'
 
 
@@ -260,13 +281,19 @@ def to_yaml(content: Mapping[str, Any]) -> str:
     return yaml.dump(content, Dumper=dumper, sort_keys=False, width=100)
 
 
-def make(root: Path = ROOT) -> tuple[list[Leaf], dict[str, str]]:
-    """Return all configs of the tables, and path -> text of every file that belongs to them."""
+def make(root: Path = ROOT, count: bool = True) -> tuple[list[Leaf], dict[str, str]]:
+    """Return all configs of the tables, and path -> text of every file that belongs to them.
+
+    Args:
+        root: The repository.
+        count: Build every model to count its parameters, where its toolkit is installed; else only
+            those that no metafile names yet.
+    """
     tables = read_tables(root)
     files, everything = {}, []
     for folder, table in tables.items():
         leaves = list(read_leaves(root, folder, table))
-        resolve(root, leaves)
+        resolve(root, leaves, count)
         for leaf in leaves:
             files[leaf.path] = f'{header(leaf)}\n{code(root, leaf)}'
         files[f'configs/{folder}/README.md'] = readme(root, folder, table, leaves)
@@ -291,8 +318,11 @@ def stale(files: Mapping[str, str], root: Path = ROOT) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--check', action='store_true', help='write nothing, fail if files differ')
+    parser.add_argument(
+        '--no-count', action='store_true', help='take parameters that a metafile names from there'
+    )
     args = parser.parse_args()
-    _, files = make()
+    _, files = make(count=not args.no_count)
     paths = stale(files)
     if args.check:
         if paths:

@@ -1,0 +1,43 @@
+"""New"""
+
+_base_ = [
+    '../_base_/backbones/twins-svt-s.py',
+    '../_base_/models/mask-rcnn_fpn.py',
+    '../_base_/datasets/coco_instance.py',
+    '../_base_/schedules/schedule_1x.py',
+    '../_base_/det_runtime.py',
+]
+
+# All that depends on the data: the names as the COCO files have them, and the folder.
+classes = ('cat', 'dog')
+data_root = 'data/own_coco/'
+
+metainfo = dict(classes=classes)
+model = dict(
+    backbone=dict(_base_.backbone, drop_path_rate=0.2),
+    neck=dict(in_channels=_base_.channels),
+    roi_head=dict(
+        bbox_head=dict(num_classes=len(classes)), mask_head=dict(num_classes=len(classes))
+    ),
+)
+train_dataloader = dict(
+    batch_size=4,
+    dataset=dict(
+        metainfo=metainfo,
+        data_root=data_root,
+        ann_file='train.json',
+        data_prefix=dict(img='train/'),
+    ),
+)
+val_dataloader = dict(
+    dataset=dict(
+        metainfo=metainfo, data_root=data_root, ann_file='val.json', data_prefix=dict(img='val/')
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=data_root + 'val.json')
+test_evaluator = val_evaluator
+
+# 4 images a step where the schedule is for 16.
+optim_wrapper = dict(optimizer=dict(lr=2e-4 * 4 / 16))
+auto_scale_lr = dict(base_batch_size=4)
