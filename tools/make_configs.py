@@ -275,10 +275,16 @@ def metafile(folder: str, table: Mapping[str, Any], leaves: list[Leaf]) -> str:
     return f'{MADE}.\n' + to_yaml({'Collections': collections, 'Models': models})
 
 
+class PlainDumper(yaml.SafeDumper):
+    """Writes what occurs twice twice, not as a reference."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Return whether to write a value in full."""
+        return True
+
+
 def to_yaml(content: Mapping[str, Any]) -> str:
-    dumper = yaml.SafeDumper
-    dumper.ignore_aliases = lambda *_: True  # type: ignore[method-assign, assignment]
-    return yaml.dump(content, Dumper=dumper, sort_keys=False, width=100)
+    return yaml.dump(content, Dumper=PlainDumper, sort_keys=False, width=100)
 
 
 def make(root: Path = ROOT, count: bool = True) -> tuple[list[Leaf], dict[str, str]]:

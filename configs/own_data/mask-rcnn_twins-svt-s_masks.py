@@ -1,4 +1,12 @@
-"""New"""
+"""Mask R-CNN on Twins-SVT-S for your own boxes and masks in COCO format.
+
+Paper: none, the settings are ours; Twins-SVT is https://arxiv.org/abs/2104.13840.
+Data: data/own_coco/{train,val}.json and the images in data/own_coco/{train,val}/.
+Command: tools/train.py configs/own_data/mask-rcnn_twins-svt-s_masks.py
+Batch: 1 GPU x 4 images; 12 epochs.
+Weights: starts from twins_svt_small.in1k, downloaded at the first start.
+Status: untested
+"""
 
 _base_ = [
     '../_base_/backbones/twins-svt-s.py',

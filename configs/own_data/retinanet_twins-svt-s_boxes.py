@@ -1,4 +1,12 @@
-"""New"""
+"""RetinaNet on Twins-SVT-S for your own boxes in COCO format.
+
+Paper: none, the settings are ours; Twins-SVT is https://arxiv.org/abs/2104.13840.
+Data: data/own_coco/{train,val}.json and the images in data/own_coco/{train,val}/.
+Command: tools/train.py configs/own_data/retinanet_twins-svt-s_boxes.py
+Batch: 1 GPU x 4 images; 12 epochs.
+Weights: starts from twins_svt_small.in1k, downloaded at the first start.
+Status: untested
+"""
 
 _base_ = [
     '../_base_/backbones/twins-svt-s.py',

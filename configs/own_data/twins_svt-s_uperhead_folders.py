@@ -1,4 +1,13 @@
-"""New"""
+"""UperNet on Twins-SVT-S for your own label maps.
+
+Paper: none, the settings are ours; Twins-SVT is https://arxiv.org/abs/2104.13840.
+Data: data/own_seg/images/{train,val}/*.jpg and data/own_seg/labels/{train,val}/*.png of the same
+    names, one channel, the value of a pixel is its class from 0 on, 255 counts for nothing.
+Command: tools/train.py configs/own_data/twins_svt-s_uperhead_folders.py
+Batch: 1 GPU x 4 images; 20,000 iterations.
+Weights: starts from twins_svt_small.in1k, downloaded at the first start.
+Status: untested
+"""
 
 _base_ = [
     '../_base_/backbones/twins-svt-s.py',

@@ -1,4 +1,15 @@
-"""New"""
+"""UperNet on Twins-SVT-S for images of red, green, blue and near infrared with 16 bits.
+
+Paper: none, the settings are ours; Twins-SVT is https://arxiv.org/abs/2104.13840.
+Data: data/own_seg/images/{train,val}/*.tif of shape (height, width, 4), uint16, and
+    data/own_seg/labels/{train,val}/*.png as in twins_svt-s_uperhead_folders.py.
+Command: tools/train.py configs/own_data/twins_svt-s_uperhead_rgb-nir-16bit.py
+Batch: 1 GPU x 4 images; 20,000 iterations.
+Weights: starts from twins_svt_small.in1k, downloaded at the first start.
+Status: untested
+The weights of the first layer, which are for three channels, are adapted to four when they are
+    loaded; the log says so.
+"""
 
 _base_ = [
     '../_base_/backbones/twins-svt-s.py',
@@ -16,23 +27,22 @@ reduce_zero_label = False
 
 num_classes = len(classes)
 # ImageNet's values in 16 bits (65535 / 255 = 257); for near infrared those of red. Better measure yours.
-model = dict(
-    data_preprocessor=dict(
-        mean=[257 * value for value in (123.675, 116.28, 103.53, 123.675)],
-        std=[257 * value for value in (58.395, 57.12, 57.375, 58.395)],
-        bgr_to_rgb=False,  # tifffile reads channels in their order
-    ),
-    backbone=dict(_base_.backbone, in_channels=4, drop_path_rate=0.2),
-    decode_head=dict(in_channels=_base_.channels, num_classes=num_classes),
-    auxiliary_head=dict(in_channels=_base_.channels[2], num_classes=num_classes),
-)
-
-# Colour distortion is for three channels of 8 bits: left out.
+# In the pipeline, since mmseg's preprocessor takes one or three channels. Colour distortion, which is
+# for three channels of 8 bits, is left out.
+mean = [257 * value for value in (123.675, 116.28, 103.53, 123.675)]
+std = [257 * value for value in (58.395, 57.12, 57.375, 58.395)]
 load = dict(
     type='LoadImageFromFile',
     to_float32=True,
     color_type='unchanged',
-    imdecode_backend='tifffile',
+    imdecode_backend='tifffile',  # reads channels in their order: no swap to RGB
+)
+normalize = dict(type='Normalize', mean=mean, std=std, to_rgb=False)
+model = dict(
+    data_preprocessor=dict(mean=None, std=None, bgr_to_rgb=False),
+    backbone=dict(_base_.backbone, in_channels=4, drop_path_rate=0.2),
+    decode_head=dict(in_channels=_base_.channels, num_classes=num_classes),
+    auxiliary_head=dict(in_channels=_base_.channels[2], num_classes=num_classes),
 )
 train_pipeline = [
     load,
@@ -40,12 +50,14 @@ train_pipeline = [
     dict(type='RandomResize', scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type='RandomCrop', crop_size=(512, 512), cat_max_ratio=0.75),
     dict(type='RandomFlip', prob=0.5),
+    normalize,
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
     load,
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),
     dict(type='LoadAnnotations'),
+    normalize,
     dict(type='PackSegInputs'),
 ]
 dataset = dict(
