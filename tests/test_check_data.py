@@ -185,8 +185,13 @@ BROKEN = {
     ),
     'class without images': (
         write_folders,
-        set_option(metainfo=dict(classes=('cat', 'dog', 'cow'))),
+        lambda f, _: (f / 'cow').mkdir(),
         r'class has no image .*cow',
+    ),
+    'more classes than folders': (
+        write_folders,
+        set_option(metainfo=dict(classes=('cat', 'dog', 'cow'))),
+        r'data cannot be read .*number of subfolders \(2\)',
     ),
     'broken image in a folder': (
         write_folders,
@@ -216,7 +221,7 @@ def test_broken_data(name: str, tmp_path: Path) -> None:
 
 
 def test_other_toolkits_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"default_scope must be one of .* got .mmrotate."):
+    with pytest.raises(ValueError, match=r'default_scope must be one of .* got .mmrotate.'):
         check_data.check(Config(dict(default_scope='mmrotate')))
 
 

@@ -265,7 +265,7 @@ def check(config: Config, out: Path | None = None) -> list[str]:
             check_classes(dataset, config, faults)
             if out and samples:
                 draw_sheet(samples, out / f'{split}.jpg')
-        except (OSError, KeyError, RuntimeError) as error:
+        except (AssertionError, KeyError, OSError, RuntimeError) as error:  # as the toolkits raise
             faults.add('data cannot be read', f'{type(error).__name__}: {error}')
         lines += [f'{split}: {line}' for line in faults.lines()]
     return lines
