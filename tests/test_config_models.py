@@ -28,9 +28,15 @@ NETWORKS = {
     'small-12': dict(embed_dims=384, depth=5, num_heads=8, layer_scale=1.0),
     'nano-12': dict(embed_dims=128, depth=5, num_heads=4, layer_scale=1.0),
 }
-# Heads with few layers, queries and points.
+# Heads with few layers, queries, points and regions.
 HEADS = dict(
     num_layers=2,
+    num_convs=1,
+    num_shared_convs=1,
+    stacked_convs=1,
+    num=16,
+    nms_pre=50,
+    max_per_img=20,
     num_queries=20,
     num_dn_queries=10,
     num_points=64,

@@ -199,6 +199,8 @@ def header(leaf: Leaf) -> str:
     unit, count = length(leaf.config)
     tool = f'tools/dist_train.sh {leaf.path} {gpus}' if gpus > 1 else f'tools/train.py {leaf.path}'
     command = f'Command: {tool} {leaf.fields.get("options", "")}'.rstrip()
+    if 'command' in leaf.fields:
+        command = f'Command: {leaf.text("command")}'
     places = f'{gpus} GPUs x {images} images = {total}' if gpus > 1 else f'1 GPU x {images} images'
     lines = {
         'Paper': leaf.text('paper'),

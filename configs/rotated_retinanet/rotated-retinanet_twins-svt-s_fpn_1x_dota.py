@@ -3,7 +3,7 @@
 Paper: none with this backbone (Twins-SVT is https://arxiv.org/abs/2104.13840); the head is
     mmrotate's (rotated-retinanet-rbox-le90_r50_fpn_1x_dota), the optimizer that of Twins'
     RetinaNet.
-Command: tools/dist_train.sh configs/rotated_retinanet/rotated-retinanet_twins-svt-s_fpn_1x_dota.py 8
+Command: bash dist_train.sh configs/rotated_retinanet/rotated-retinanet_twins-svt-s_fpn_1x_dota.py 8, with the dist_train.sh of mmrotate's tools
 Batch: 8 GPUs x 2 images = 16; 12 epochs.
 Weights: starts from twins_svt_small.in1k, downloaded at the first start.
 Status: untested

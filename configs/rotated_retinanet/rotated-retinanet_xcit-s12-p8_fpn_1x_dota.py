@@ -2,7 +2,7 @@
 
 Paper: none with this backbone (XCiT is https://arxiv.org/abs/2106.09681); the head is mmrotate's
     (rotated-retinanet-rbox-le90_r50_fpn_1x_dota), the optimizer that of Twins' RetinaNet.
-Command: tools/dist_train.sh configs/rotated_retinanet/rotated-retinanet_xcit-s12-p8_fpn_1x_dota.py 8
+Command: bash dist_train.sh configs/rotated_retinanet/rotated-retinanet_xcit-s12-p8_fpn_1x_dota.py 8, with the dist_train.sh of mmrotate's tools
 Batch: 8 GPUs x 2 images = 16; 12 epochs.
 Weights: starts from xcit_small_12_p8.dist_in1k_384, downloaded at the first start.
 Status: untested
