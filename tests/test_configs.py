@@ -271,7 +271,7 @@ def test_shapes_configs_name_the_classes_of_the_data() -> None:
         is_detector = cfg.default_scope == 'mmdet'
         assert metainfo.classes == (SHAPE_CLASSES if is_detector else SEGMENTATION_CLASSES)
         palette = SEGMENTATION_PALETTE[stuff if is_detector else 0 :]
-        assert plain(metainfo.palette) == plain(palette.tolist())
+        assert plain(metainfo.palette) == plain(palette)
         assert num_classes(cfg.model) == {len(metainfo.classes)}
 
 
