@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from statistics import median
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -126,3 +130,15 @@ def check_autocast(model: nn.Module, dtype: torch.dtype) -> None:
         )
 
     assert typical_error(our_gradients) <= 2 * typical_error(plain_gradients)
+
+
+def load_tool(name: str) -> ModuleType:
+    """Import a program of tools/, once."""
+    if name not in sys.modules:
+        path = Path(__file__).parents[1] / f'tools/{name}.py'
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]

@@ -9,14 +9,21 @@ Top-1 83.2 on validation, reported by the paper.
 """
 
 _base_ = [
-    '../_base_/models/classifier_twins-svt.py',
+    '../_base_/backbones/twins-svt-b.py',
+    '../_base_/models/classifier.py',
     '../_base_/datasets/imagenet_224.py',
     '../_base_/schedules/imagenet_300e.py',
     '../_base_/cls_runtime.py',
 ]
 
 model = dict(
-    backbone=dict(arch='base', drop_path_rate=0.3),
-    neck=dict(in_channels=768),
-    head=dict(in_channels=768),
+    backbone=dict(
+        _base_.backbone,
+        out_indices=(3,),
+        out_norm=False,
+        drop_path_rate=0.3,
+        init_cfg=None,
+    ),
+    neck=dict(type='mmvit_backbones.NormAveragePooling', in_channels=_base_.channels[-1]),
+    head=dict(in_channels=_base_.channels[-1]),
 )

@@ -5,13 +5,26 @@ Command: tools/dist_train.sh configs/imagenet/twins-svt-small_8xb128_in1k.py 8
 Batch: 8 GPUs x 128 images = 1024; 300 epochs.
 Weights: none, from scratch.
 Status: untested
-Top-1 81.7 on validation, reported by the paper.
-    The authors' log of this size shows twice the learning rate of the paper, 0.002.
+Top-1 81.7 on validation, reported by the paper. The authors' log of this size shows twice the
+    learning rate of the paper, 0.002.
 """
 
 _base_ = [
-    '../_base_/models/classifier_twins-svt.py',
+    '../_base_/backbones/twins-svt-s.py',
+    '../_base_/models/classifier.py',
     '../_base_/datasets/imagenet_224.py',
     '../_base_/schedules/imagenet_300e.py',
     '../_base_/cls_runtime.py',
 ]
+
+model = dict(
+    backbone=dict(
+        _base_.backbone,
+        out_indices=(3,),
+        out_norm=False,
+        drop_path_rate=0.2,
+        init_cfg=None,
+    ),
+    neck=dict(type='mmvit_backbones.NormAveragePooling', in_channels=_base_.channels[-1]),
+    head=dict(in_channels=_base_.channels[-1]),
+)

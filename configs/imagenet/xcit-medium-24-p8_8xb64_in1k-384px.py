@@ -3,15 +3,15 @@
 Paper: XCiT, https://arxiv.org/abs/2106.09681, Table 1 (ImageNet-1k).
 Command: tools/dist_train.sh configs/imagenet/xcit-medium-24-p8_8xb64_in1k-384px.py 8
 Batch: 8 GPUs x 64 images = 512; 30 epochs.
-Weights: starts from xcit_medium_24_p8.in1k, the authors' weights trained at 224;
-    downloaded at the first start of a training.
+Weights: starts from xcit_medium_24_p8.in1k, downloaded at the first start.
 Status: untested
-Top-1 85.8 on validation for xcit_medium_24_p8_384_dist.pth (distilled), reported by the authors' README.
+Top-1 85.8 on validation for the authors' weights distilled at 384 x 384, reported by their README.
     Their settings for training at 384 are not published: the schedule here is ours.
 """
 
 _base_ = [
-    '../_base_/models/classifier_xcit.py',
+    '../_base_/backbones/xcit-m24-p8.py',
+    '../_base_/models/classifier.py',
     '../_base_/datasets/imagenet_384_full-crop.py',
     '../_base_/schedules/imagenet_finetune_30e.py',
     '../_base_/cls_runtime.py',
@@ -19,7 +19,14 @@ _base_ = [
 
 model = dict(
     init_cfg=dict(type='mmvit_backbones.Pretrained', checkpoint='xcit_medium_24_p8.in1k'),
-    backbone=dict(arch='medium-24', patch_size=8, out_indices=(23,)),
-    neck=dict(in_channels=512, layer_scale=1e-5),
-    head=dict(in_channels=512),
+    backbone=dict(
+        _base_.backbone,
+        out_indices=(_base_.depth - 1,),
+        pyramid=False,
+        norm_cfg=dict(type='BN'),
+        drop_path_rate=0.1,
+        init_cfg=None,
+    ),
+    neck=dict(type='mmvit_backbones.ClassAttentionPooling', arch=_base_.backbone.arch),
+    head=dict(in_channels=_base_.channels[-1]),
 )

@@ -1,4 +1,4 @@
-"""XCiT-S12/16 fine-tuned on your own classes: one folder of images for each.
+"""XCiT-S12/16 fine-tuned on your own classes, one folder of images for each.
 
 Paper: none, the settings are ours; XCiT is https://arxiv.org/abs/2106.09681.
 Data: data/folders/train/<class>/*.jpg and data/folders/val/<class>/*.jpg, 10 classes.
@@ -10,7 +10,8 @@ Status: untested
 """
 
 _base_ = [
-    '../_base_/models/classifier_xcit.py',
+    '../_base_/backbones/xcit-s12-p16.py',
+    '../_base_/models/classifier.py',
     '../_base_/datasets/imagenet_224_full-crop.py',
     '../_base_/cls_runtime.py',
 ]
@@ -19,7 +20,16 @@ _base_ = [
 num_classes = 10
 data_preprocessor = dict(num_classes=num_classes)
 model = dict(
-    head=dict(num_classes=num_classes),
+    backbone=dict(
+        _base_.backbone,
+        out_indices=(_base_.depth - 1,),
+        pyramid=False,
+        norm_cfg=dict(type='BN'),
+        drop_path_rate=0.1,
+        init_cfg=None,
+    ),
+    neck=dict(type='mmvit_backbones.ClassAttentionPooling', arch=_base_.backbone.arch),
+    head=dict(num_classes=num_classes, in_channels=_base_.channels[-1]),
     init_cfg=dict(type='mmvit_backbones.Pretrained', checkpoint='xcit_small_12_p16.in1k'),
 )
 

@@ -5,18 +5,27 @@ Command: tools/dist_train.sh configs/imagenet/xcit-small-24-p16_8xb128_in1k.py 8
 Batch: 8 GPUs x 128 images = 1024; 400 epochs.
 Weights: none, from scratch.
 Status: untested
-Top-1 82.6 on validation, and 83.9 for the distilled weights xcit_small_24_p16_224_dist.pth, which this
-    config tests too; both reported by the authors' README.
+Top-1 82.6 on validation, and 83.9 for the distilled weights, which this config tests too; both
+    reported by the authors' README.
 """
 
 _base_ = [
-    '../_base_/models/classifier_xcit.py',
+    '../_base_/backbones/xcit-s24-p16.py',
+    '../_base_/models/classifier.py',
     '../_base_/datasets/imagenet_224_full-crop.py',
     '../_base_/schedules/imagenet_400e.py',
     '../_base_/cls_runtime.py',
 ]
 
 model = dict(
-    backbone=dict(arch='small-24', out_indices=(23,)),
-    neck=dict(layer_scale=1e-5),
+    backbone=dict(
+        _base_.backbone,
+        out_indices=(_base_.depth - 1,),
+        pyramid=False,
+        norm_cfg=dict(type='BN'),
+        drop_path_rate=0.1,
+        init_cfg=None,
+    ),
+    neck=dict(type='mmvit_backbones.ClassAttentionPooling', arch=_base_.backbone.arch),
+    head=dict(in_channels=_base_.channels[-1]),
 )

@@ -3,25 +3,22 @@
 Paper: XCiT, https://arxiv.org/abs/2106.09681, Mask R-CNN on COCO.
 Command: tools/dist_train.sh configs/mask_rcnn/mask-rcnn_xcit-t12-p16_fpn_ms-crop-3x_coco.py 8 --amp
 Batch: 8 GPUs x 2 images = 16; 36 epochs.
-Weights: starts from the authors' ImageNet-1k weights, xcit_tiny_12_p16.dist_in1k_384, as the
-    example in their README does; downloaded at the first start.
+Weights: starts from xcit_tiny_12_p16.dist_in1k_384, downloaded at the first start.
 Status: untested
 box AP 42.7, mask AP 38.5 on val2017, reported by the authors' README.
 """
 
 _base_ = [
-    '../_base_/models/mask-rcnn_xcit_fpn.py',
+    '../_base_/backbones/xcit-t12-p16.py',
+    '../_base_/models/mask-rcnn_fpn.py',
     '../_base_/datasets/coco_instance_ms-crop.py',
     '../_base_/schedules/schedule_3x.py',
     '../_base_/det_runtime.py',
 ]
 
 model = dict(
-    backbone=dict(
-        init_cfg=dict(
-            type='mmvit_backbones.Pretrained', checkpoint='xcit_tiny_12_p16.dist_in1k_384'
-        ),
-    ),
+    backbone=dict(_base_.backbone, drop_path_rate=0.0),
+    neck=dict(in_channels=_base_.channels),
 )
 
 # No weight decay for layer norms. Batch norms, named otherwise, keep it as in the authors' code.

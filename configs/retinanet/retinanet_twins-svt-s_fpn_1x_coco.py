@@ -3,22 +3,21 @@
 Paper: Twins, https://arxiv.org/abs/2104.13840, Table 3 (RetinaNet, 1x).
 Command: tools/dist_train.sh configs/retinanet/retinanet_twins-svt-s_fpn_1x_coco.py 8
 Batch: 8 GPUs x 2 images = 16; 12 epochs.
-Weights: starts from the authors' ImageNet-1k weights, twins_svt_small.in1k; downloaded at the
-    first start.
+Weights: starts from twins_svt_small.in1k, downloaded at the first start.
 Status: untested
 box AP 43.0 on val2017, reported by the paper, there with zeros in padded windows
     (window_padding='zero'); here padding takes no part in attention.
 """
 
 _base_ = [
-    '../_base_/models/retinanet_twins-svt_fpn.py',
+    '../_base_/backbones/twins-svt-s.py',
+    '../_base_/models/retinanet_fpn.py',
     '../_base_/datasets/coco_detection.py',
     '../_base_/schedules/schedule_1x.py',
     '../_base_/det_runtime.py',
 ]
 
 model = dict(
-    backbone=dict(
-        init_cfg=dict(type='mmvit_backbones.Pretrained', checkpoint='twins_svt_small.in1k'),
-    ),
+    backbone=dict(_base_.backbone, out_indices=(1, 2, 3), drop_path_rate=0.2),
+    neck=dict(in_channels=_base_.channels[1:]),
 )

@@ -3,23 +3,22 @@
 Paper: Twins, https://arxiv.org/abs/2104.13840, Table 2 (Semantic FPN).
 Command: tools/dist_train.sh configs/sem_fpn/twins_svt-s_fpn_fpnhead_8xb4-80k_ade20k-512x512.py 8
 Batch: 8 GPUs x 4 images = 32; 80,000 iterations.
-Weights: starts from the authors' ImageNet-1k weights, twins_svt_small.in1k; downloaded at the
-    first start.
+Weights: starts from twins_svt_small.in1k, downloaded at the first start.
 Status: untested
 mIoU 43.2 on validation, reported by the paper.
 """
 
 _base_ = [
-    '../_base_/models/sem-fpn_twins-svt.py',
+    '../_base_/backbones/twins-svt-s.py',
+    '../_base_/models/sem-fpn.py',
     '../_base_/datasets/ade20k_512x512.py',
     '../_base_/schedules/schedule_80k.py',
     '../_base_/seg_runtime.py',
 ]
 
 model = dict(
-    backbone=dict(
-        init_cfg=dict(type='mmvit_backbones.Pretrained', checkpoint='twins_svt_small.in1k'),
-    ),
+    backbone=dict(_base_.backbone, drop_path_rate=0.2),
+    neck=dict(in_channels=_base_.channels),
 )
 
 # The values of the authors' code. The paper says weight decay 5e-4, 16 images and, for L, drop path

@@ -3,22 +3,25 @@
 Paper: XCiT, https://arxiv.org/abs/2106.09681, Semantic FPN on ADE20K.
 Command: tools/dist_train.sh configs/sem_fpn/xcit-s12-p16_fpn_fpnhead_8xb2-80k_ade20k-512x512.py 8
 Batch: 8 GPUs x 2 images = 16; 80,000 iterations.
-Weights: starts from the authors' ImageNet-1k weights, xcit_small_12_p16.dist_in1k_384, as the
-    example in their README does; downloaded at the first start.
+Weights: starts from xcit_small_12_p16.dist_in1k_384, downloaded at the first start.
 Status: untested
 mIoU 43.9 on validation, reported by the authors' README.
 """
 
-_base_ = ['./xcit-t12-p16_fpn_fpnhead_8xb2-80k_ade20k-512x512.py']
+_base_ = [
+    '../_base_/backbones/xcit-s12-p16.py',
+    '../_base_/models/sem-fpn.py',
+    '../_base_/datasets/ade20k_512x512.py',
+    '../_base_/schedules/schedule_80k.py',
+    '../_base_/seg_runtime.py',
+]
 
+# The FPN is as wide as the backbone, as in the authors' code.
 model = dict(
-    backbone=dict(
-        arch='small-12',
-        drop_path_rate=0.05,
-        init_cfg=dict(
-            type='mmvit_backbones.Pretrained', checkpoint='xcit_small_12_p16.dist_in1k_384'
-        ),
-    ),
-    neck=dict(in_channels=[384, 384, 384, 384], out_channels=384),
-    decode_head=dict(in_channels=[384, 384, 384, 384]),
+    backbone=dict(_base_.backbone, drop_path_rate=0.05),
+    neck=dict(in_channels=_base_.channels, out_channels=_base_.channels[0]),
+    decode_head=dict(in_channels=_base_.channels),
 )
+
+# No weight decay for layer norms. Batch norms, named otherwise, keep it as in the authors' code.
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'norm': dict(decay_mult=0.0)}))

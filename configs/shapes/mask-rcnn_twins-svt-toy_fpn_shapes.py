@@ -3,13 +3,14 @@
 Paper: none, the sizes are ours; Twins-SVT is https://arxiv.org/abs/2104.13840.
 Data: tools/make_shapes.py data/shapes
 Command: tools/train.py configs/shapes/mask-rcnn_twins-svt-toy_fpn_shapes.py
-Batch: 1 process x 4 images; 4 epochs x 200 iterations.
+Batch: 1 GPU x 4 images; 4 epochs.
 Weights: none, from scratch.
 Status: untested
 """
 
 _base_ = [
-    '../_base_/models/mask-rcnn_twins-svt_fpn.py',
+    '../_base_/backbones/twins-svt-toy.py',
+    '../_base_/models/mask-rcnn_fpn.py',
     '../_base_/datasets/shapes_instance.py',
     '../_base_/schedules/shapes_detection.py',
     '../_base_/det_runtime.py',
@@ -19,18 +20,8 @@ _base_ = [
 # Group norms let neck and head learn from scratch.
 norm_cfg = dict(type='GN', num_groups=8)
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mmvit_backbones.TwinsSVT',
-        arch=dict(
-            embed_dims=(32, 64, 128, 160),
-            stages=('LG', 'LG', 'LG', 'LG'),
-            num_heads=(1, 2, 4, 5),
-            paper_init=False,  # too small for so narrow a network
-        ),
-        out_indices=(0, 1, 2, 3),
-    ),
-    neck=dict(in_channels=[32, 64, 128, 160], out_channels=64, num_outs=4, norm_cfg=norm_cfg),
+    backbone=_base_.backbone,
+    neck=dict(in_channels=_base_.channels, out_channels=64, num_outs=4, norm_cfg=norm_cfg),
     rpn_head=dict(
         in_channels=64,
         feat_channels=64,

@@ -3,13 +3,14 @@
 Paper: none, the sizes are ours; Twins-SVT is https://arxiv.org/abs/2104.13840.
 Data: tools/make_shapes.py data/shapes
 Command: tools/train.py configs/shapes/twins_svt-toy_sem-fpn_shapes.py
-Batch: 1 process x 4 images; 600 iterations = 3 epochs.
+Batch: 1 GPU x 4 images; 600 iterations.
 Weights: none, from scratch.
 Status: untested
 """
 
 _base_ = [
-    '../_base_/models/sem-fpn_twins-svt.py',
+    '../_base_/backbones/twins-svt-toy.py',
+    '../_base_/models/sem-fpn.py',
     '../_base_/datasets/shapes_segmentation.py',
     '../_base_/schedules/shapes_segmentation.py',
     '../_base_/seg_runtime.py',
@@ -21,18 +22,8 @@ norm_cfg = dict(type='GN', num_groups=8)
 class_weight = [0.3, 1.0, 1.0, 1.0, 1.0]
 model = dict(
     data_preprocessor=dict(size=(160, 160)),
-    backbone=dict(
-        _delete_=True,
-        type='mmvit_backbones.TwinsSVT',
-        arch=dict(
-            embed_dims=(32, 64, 128, 160),
-            stages=('LG', 'LG', 'LG', 'LG'),
-            num_heads=(1, 2, 4, 5),
-            paper_init=False,  # too small for so narrow a network
-        ),
-        out_indices=(0, 1, 2, 3),
-    ),
-    neck=dict(in_channels=[32, 64, 128, 160], out_channels=64, norm_cfg=norm_cfg),
+    backbone=_base_.backbone,
+    neck=dict(in_channels=_base_.channels, out_channels=64, norm_cfg=norm_cfg),
     decode_head=dict(
         in_channels=[64, 64, 64, 64],
         channels=64,

@@ -3,13 +3,14 @@
 Paper: none, the sizes are ours; Twins-SVT is https://arxiv.org/abs/2104.13840.
 Data: tools/make_shapes.py data/shapes
 Command: tools/train.py configs/shapes/twins_svt-toy_uperhead_shapes.py
-Batch: 1 process x 4 images; 600 iterations = 3 epochs.
+Batch: 1 GPU x 4 images; 600 iterations.
 Weights: none, from scratch.
 Status: untested
 """
 
 _base_ = [
-    '../_base_/models/upernet_twins-svt.py',
+    '../_base_/backbones/twins-svt-toy.py',
+    '../_base_/models/upernet.py',
     '../_base_/datasets/shapes_segmentation.py',
     '../_base_/schedules/shapes_segmentation.py',
     '../_base_/seg_runtime.py',
@@ -21,26 +22,16 @@ norm_cfg = dict(type='GN', num_groups=8)
 class_weight = [0.3, 1.0, 1.0, 1.0, 1.0]
 model = dict(
     data_preprocessor=dict(size=(160, 160)),
-    backbone=dict(
-        _delete_=True,
-        type='mmvit_backbones.TwinsSVT',
-        arch=dict(
-            embed_dims=(32, 64, 128, 160),
-            stages=('LG', 'LG', 'LG', 'LG'),
-            num_heads=(1, 2, 4, 5),
-            paper_init=False,  # too small for so narrow a network
-        ),
-        out_indices=(0, 1, 2, 3),
-    ),
+    backbone=_base_.backbone,
     decode_head=dict(
-        in_channels=[32, 64, 128, 160],
+        in_channels=_base_.channels,
         channels=64,
         num_classes=5,
         norm_cfg=norm_cfg,
         loss_decode=dict(class_weight=class_weight),
     ),
     auxiliary_head=dict(
-        in_channels=128,
+        in_channels=_base_.channels[2],
         channels=64,
         num_classes=5,
         norm_cfg=norm_cfg,

@@ -3,13 +3,14 @@
 Paper: none, the sizes are ours; XCiT is https://arxiv.org/abs/2106.09681.
 Data: tools/make_shapes.py data/shapes
 Command: tools/train.py configs/shapes/xcit-toy_uperhead_shapes.py
-Batch: 1 process x 4 images; 600 iterations = 3 epochs.
+Batch: 1 GPU x 4 images; 600 iterations.
 Weights: none, from scratch.
 Status: untested
 """
 
 _base_ = [
-    '../_base_/models/upernet_xcit.py',
+    '../_base_/backbones/xcit-toy.py',
+    '../_base_/models/upernet.py',
     '../_base_/datasets/shapes_segmentation.py',
     '../_base_/schedules/shapes_segmentation.py',
     '../_base_/seg_runtime.py',
@@ -21,22 +22,16 @@ norm_cfg = dict(type='GN', num_groups=8)
 class_weight = [0.3, 1.0, 1.0, 1.0, 1.0]
 model = dict(
     data_preprocessor=dict(size=(160, 160)),
-    backbone=dict(
-        _delete_=True,
-        type='mmvit_backbones.XCiT',
-        arch=dict(embed_dims=96, depth=6, num_heads=4, layer_scale=1.0),
-        patch_size=8,
-        norm_cfg=norm_cfg,
-    ),
+    backbone=_base_.backbone,
     decode_head=dict(
-        in_channels=[96, 96, 96, 96],
+        in_channels=_base_.channels,
         channels=64,
         num_classes=5,
         norm_cfg=norm_cfg,
         loss_decode=dict(class_weight=class_weight),
     ),
     auxiliary_head=dict(
-        in_channels=96,
+        in_channels=_base_.channels[2],
         channels=64,
         num_classes=5,
         norm_cfg=norm_cfg,

@@ -3,20 +3,28 @@
 Paper: Twins, https://arxiv.org/abs/2104.13840, Table 2 (UperNet).
 Command: tools/dist_train.sh configs/upernet/twins_svt-l_uperhead_8xb2-160k_ade20k-512x512.py 8
 Batch: 8 GPUs x 2 images = 16; 160,000 iterations.
-Weights: starts from the authors' ImageNet-1k weights, twins_svt_large.in1k; downloaded at the
-    first start.
+Weights: starts from twins_svt_large.in1k, downloaded at the first start.
 Status: untested
 mIoU 48.8 single-scale, 50.2 multi-scale (--tta) on validation, reported by the paper.
 """
 
-_base_ = ['./twins_svt-s_uperhead_8xb2-160k_ade20k-512x512.py']
+_base_ = [
+    '../_base_/backbones/twins-svt-l.py',
+    '../_base_/models/upernet.py',
+    '../_base_/datasets/ade20k_512x512.py',
+    '../_base_/schedules/schedule_160k.py',
+    '../_base_/seg_runtime.py',
+]
 
 model = dict(
-    backbone=dict(
-        arch='large',
-        drop_path_rate=0.3,
-        init_cfg=dict(type='mmvit_backbones.Pretrained', checkpoint='twins_svt_large.in1k'),
-    ),
-    decode_head=dict(in_channels=[128, 256, 512, 1024]),
-    auxiliary_head=dict(in_channels=512),
+    backbone=dict(_base_.backbone, drop_path_rate=0.3),
+    decode_head=dict(in_channels=_base_.channels),
+    auxiliary_head=dict(in_channels=_base_.channels[2]),
+)
+
+# No weight decay for position encodings and norms.
+optim_wrapper = dict(
+    paramwise_cfg=dict(
+        custom_keys={'pos_block': dict(decay_mult=0.0), 'norm': dict(decay_mult=0.0)}
+    )
 )

@@ -3,25 +3,23 @@
 Paper: XCiT, https://arxiv.org/abs/2106.09681, UperNet on ADE20K.
 Command: tools/dist_train.sh configs/upernet/xcit-t12-p16_uperhead_8xb2-160k_ade20k-512x512.py 8
 Batch: 8 GPUs x 2 images = 16; 160,000 iterations.
-Weights: starts from the authors' ImageNet-1k weights, xcit_tiny_12_p16.dist_in1k_384, as the
-    example in their README does; downloaded at the first start.
+Weights: starts from xcit_tiny_12_p16.dist_in1k_384, downloaded at the first start.
 Status: untested
 mIoU 41.5 on validation, reported by the authors' README.
 """
 
 _base_ = [
-    '../_base_/models/upernet_xcit.py',
+    '../_base_/backbones/xcit-t12-p16.py',
+    '../_base_/models/upernet.py',
     '../_base_/datasets/ade20k_512x512.py',
     '../_base_/schedules/schedule_160k.py',
     '../_base_/seg_runtime.py',
 ]
 
 model = dict(
-    backbone=dict(
-        init_cfg=dict(
-            type='mmvit_backbones.Pretrained', checkpoint='xcit_tiny_12_p16.dist_in1k_384'
-        ),
-    ),
+    backbone=dict(_base_.backbone, drop_path_rate=0.0),
+    decode_head=dict(in_channels=_base_.channels),
+    auxiliary_head=dict(in_channels=_base_.channels[2]),
 )
 
 # No weight decay for layer norms. Batch norms, named otherwise, keep it as in the authors' code.

@@ -5,7 +5,8 @@ Legend: B batch, N = H x W tokens, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from mmengine.model import BaseModule
@@ -22,8 +23,6 @@ from mmvit_backbones.registry import MODELS
 class ClassAttentionPooling(BaseModule):
     """A class token that attends to the last feature map (XCiT, arXiv 2106.09681, section 3.3).
 
-    `XCiTArch.class_attention` gives the arguments that go with an architecture.
-
     Args:
         in_channels: Channels of the feature map.
         num_heads: Attention heads.
@@ -37,16 +36,19 @@ class ClassAttentionPooling(BaseModule):
         drop_rate: Dropout probability of branch outputs and in the MLPs.
         attn_drop_rate: Dropout probability of attention weights.
         init_cfg: What MMEngine's `init_weights()` shall do to the initialised neck.
+        arch: The architecture of the XCiT before it, as its own `arch`; it sets every argument
+            above from `in_channels` to `variant`, of which none is given then.
 
     Raises:
-        ValueError: If `variant` is not known, `num_layers` is below 1, or `num_heads` does not
-            divide `in_channels` and `head_dims` is not given.
+        ValueError: If `variant` is not known, `num_layers` is below 1, `num_heads` does not
+            divide `in_channels` and `head_dims` is not given, or neither or both of `arch` and
+            `in_channels` with `num_heads` are given.
     """
 
     def __init__(
         self,
-        in_channels: int,
-        num_heads: int,
+        in_channels: int | None = None,
+        num_heads: int | None = None,
         head_dims: int | None = None,
         mlp_dims: int | None = None,
         num_layers: int = 2,
@@ -56,8 +58,25 @@ class ClassAttentionPooling(BaseModule):
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         init_cfg: dict | list[dict] | None = None,
+        arch: str | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
+        if arch is not None:
+            if in_channels is not None or num_heads is not None:
+                raise ValueError(
+                    'arch sets in_channels and num_heads; give either it or them, got arch '
+                    f'{arch!r}, in_channels {in_channels}, num_heads {num_heads}'
+                )
+            sizes = _class_attention(arch)
+            in_channels, num_heads = sizes['in_channels'], sizes['num_heads']
+            head_dims, mlp_dims = sizes['head_dims'], sizes['mlp_dims']
+            num_layers, layer_scale = sizes['num_layers'], sizes['layer_scale']
+            tokens_norm, variant = sizes['tokens_norm'], sizes['variant']
+        if in_channels is None or num_heads is None:
+            raise ValueError(
+                'either arch or both in_channels and num_heads must be given, got in_channels '
+                f'{in_channels}, num_heads {num_heads}'
+            )
         check_variant(variant)
         if num_layers < 1:
             raise ValueError(f'num_layers must be at least 1, got {num_layers}')
@@ -101,3 +120,12 @@ class ClassAttentionPooling(BaseModule):
         for block in self.cls_attn_blocks:
             cls_token, patches = block(cls_token, patches)
         return (self.norm(cls_token[:, 0]),)
+
+
+def _class_attention(arch: str | Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the pooling takes from the table of architectures."""
+    # Here, because that file imports the package of this one for its pyramid.
+    from mmvit_backbones.backbones.base import resolve_arch
+    from mmvit_backbones.backbones.xcit import ARCHS
+
+    return resolve_arch(arch, ARCHS).class_attention

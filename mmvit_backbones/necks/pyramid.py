@@ -36,15 +36,17 @@ class DeconvPoolPyramid(BaseModule):
     Args:
         in_channels: Channels of every feature map, in and out.
         stride: Stride of the incoming feature maps, 8 or 16.
-        norm_cfg: Norm between the two transposed convolutions that stride 16 needs.
+        norm_cfg: Norm between the two transposed convolutions that stride 16 needs for stride 4.
         init_cfg: What MMEngine's `init_weights()` shall do.
+        out_strides: (4, 8, 16, 32), or (8, 16, 32) for heads that read no feature map of stride 4.
 
     Raises:
-        ValueError: If `stride` is neither 8 nor 16.
+        ValueError: If `stride` is neither 8 nor 16, or `out_strides` is neither of the two.
 
     Shape:
-        Input: four feature maps (B, C, H, W) of stride `stride`. Output: four feature maps
-        (B, C, ceil(H * stride / s), ceil(W * stride / s)) for s in 4, 8, 16, 32.
+        Input: as many feature maps (B, C, H, W) of stride `stride` as there are `out_strides`.
+        Output: feature maps (B, C, ceil(H * stride / s), ceil(W * stride / s)) for s in
+        `out_strides`.
     """
 
     def __init__(
@@ -53,34 +55,40 @@ class DeconvPoolPyramid(BaseModule):
         stride: int = 16,
         norm_cfg: Mapping[str, Any] = dict(type='BN'),
         init_cfg: dict | list[dict] | None = None,
+        out_strides: Sequence[int] = PYRAMID_STRIDES,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         if stride not in (8, 16):
             raise ValueError(f'stride must be 8 or 16, got {stride}')
-        self.stride = stride
-        if stride == 16:
-            norm = build_norm(norm_cfg, in_channels)
-            self.fpn1 = nn.Sequential(
-                upsample2x(in_channels), norm, nn.GELU(), upsample2x(in_channels)
+        if tuple(out_strides) not in (PYRAMID_STRIDES, PYRAMID_STRIDES[1:]):
+            raise ValueError(
+                f'out_strides must be {PYRAMID_STRIDES} or {PYRAMID_STRIDES[1:]}, got {out_strides}'
             )
-            self.fpn2: nn.Module = nn.Sequential(upsample2x(in_channels))
-        else:
+        self.stride = stride
+        self.out_strides = tuple(out_strides)
+        self.fpn1: nn.Sequential | None = None
+        if 4 in self.out_strides:
             self.fpn1 = nn.Sequential(upsample2x(in_channels))
-            self.fpn2 = nn.Identity()
+            if stride == 16:
+                norm = build_norm(norm_cfg, in_channels)
+                self.fpn1.extend([norm, nn.GELU(), upsample2x(in_channels)])
+        self.fpn2 = nn.Sequential(upsample2x(in_channels)) if stride == 16 else nn.Identity()
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Resample each of four feature maps to its stride, the finest first.
+        """Resample each feature map to its stride, the finest first.
 
         Raises:
-            ValueError: If there are not four feature maps.
+            ValueError: If there are not as many feature maps as strides.
         """
-        if len(maps) != len(PYRAMID_STRIDES):
-            raise ValueError(f'maps must be {len(PYRAMID_STRIDES)}, got {len(maps)}')
+        if len(maps) != len(self.out_strides):
+            raise ValueError(f'maps must be {len(self.out_strides)}, got {len(maps)}')
+        fine = () if self.fpn1 is None else (self.fpn1(maps[0]),)
+        *_, eighth, sixteenth, last = maps
         return (
-            self.fpn1(maps[0]),
-            self.fpn2(maps[1]),
-            self._pool(maps[2], 16),
-            self._pool(maps[3], 32),
+            *fine,
+            self.fpn2(eighth),
+            self._pool(sixteenth, 16),
+            self._pool(last, 32),
         )
 
     def _pool(self, x: Tensor, stride: int) -> Tensor:
@@ -91,4 +99,5 @@ class DeconvPoolPyramid(BaseModule):
 
     def fold(self) -> None:
         """Move the BatchNorm between the transposed convolutions into the first."""
-        fold_batch_norms(self.fpn1)
+        if self.fpn1 is not None:
+            fold_batch_norms(self.fpn1)

@@ -64,7 +64,7 @@ def build_model(toolkit: str, network: str) -> tuple[nn.Module, str]:
     if toolkit == 'mmdet':
         from mmdet.registry import MODELS
 
-        config = Config.fromfile('configs/_base_/models/retinanet_twins-svt_fpn.py').model
+        config = Config.fromfile('configs/_base_/models/retinanet_fpn.py').model
         config.backbone = backbone
         config.neck.in_channels = dims
         config.neck.num_outs = 5
@@ -72,15 +72,15 @@ def build_model(toolkit: str, network: str) -> tuple[nn.Module, str]:
     elif toolkit == 'mmseg':
         from mmseg.registry import MODELS
 
-        config = Config.fromfile('configs/_base_/models/upernet_twins-svt.py').model
+        config = Config.fromfile('configs/_base_/models/upernet.py').model
         config.backbone = backbone
         config.decode_head.in_channels = dims
         config.auxiliary_head.in_channels = dims[2]
     else:
         from mmpretrain.registry import MODELS
 
-        file = {'twins': 'twins-svt', 'xcit': 'xcit'}[network]
-        config = Config.fromfile(f'configs/_base_/models/classifier_{file}.py').model
+        file = {'twins': 'twins-svt-small_8xb128', 'xcit': 'xcit-small-12-p16_8xb128'}[network]
+        config = Config.fromfile(f'configs/imagenet/{file}_in1k.py').model
     with DefaultScope.overwrite_default_scope(toolkit):
         return MODELS.build(config), 'backbone.'
 

@@ -68,14 +68,21 @@ def test_layer_scale() -> None:
 
 
 @pytest.mark.parametrize('name', ARCHS)
-def test_arguments_of_an_arch_build_it(name: str) -> None:
+@pytest.mark.parametrize('named', [True, False])
+def test_an_arch_builds_it(name: str, named: bool) -> None:
     arch = ARCHS[name]
-    cfg = dict(type='mmvit_backbones.ClassAttentionPooling', **arch.class_attention)
+    arguments = dict(arch=name) if named else arch.class_attention
     with torch.device('meta'):
-        neck = MODELS.build(cfg)
+        neck = MODELS.build(dict(type='mmvit_backbones.ClassAttentionPooling', **arguments))
         (pooled,) = neck([torch.zeros(1, arch.embed_dims, 2, 2)])
     assert pooled.shape == (1, arch.embed_dims)
     assert [block.tokens_norm for block in neck.cls_attn_blocks] == [name != 'nano-12'] * 2
+    assert {block.attn.num_heads for block in neck.cls_attn_blocks} == {arch.num_heads}
+
+
+def test_an_arch_sets_the_layer_scale() -> None:
+    for block in ClassAttentionPooling(arch='tiny-24').cls_attn_blocks:
+        assert (block.gamma1 == 1e-5).all()
 
 
 @pytest.mark.parametrize(
@@ -84,6 +91,8 @@ def test_arguments_of_an_arch_build_it(name: str) -> None:
         (dict(variant='timm'), "variant must be one of .* got 'timm'"),
         (dict(num_layers=0), 'num_layers must be at least 1, got 0'),
         (dict(num_heads=5), 'num_heads must divide in_channels 12 .* got 5'),
+        (dict(num_heads=None), 'either arch or both in_channels and num_heads .* num_heads None'),
+        (dict(arch='nano-12'), "give either it or them, got arch 'nano-12', in_channels 12"),
     ],
 )
 def test_bad_arguments(arguments: dict, message: str) -> None:

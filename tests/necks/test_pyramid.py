@@ -51,6 +51,22 @@ def test_equals_layers_written_out(stride: int, training: bool, size: tuple[int,
 
 
 @pytest.mark.parametrize('stride', [8, 16])
+@torch.no_grad()
+def test_without_stride_4(stride: int) -> None:
+    whole = randomize(DeconvPoolPyramid(6, stride)).double().eval()
+    part = DeconvPoolPyramid(6, stride, out_strides=(8, 16, 32)).double().eval()
+    state = {k: v for k, v in whole.state_dict().items() if not k.startswith('fpn1')}
+    part.load_state_dict(state, strict=True)
+    maps = random_maps(stride, (33, 64))
+    for ours, expected in zip(part(maps[1:]), whole(maps)[1:], strict=True):
+        assert torch.equal(ours, expected)
+    with pytest.raises(ValueError, match='maps must be 3, got 4'):
+        part(maps)
+    with pytest.raises(ValueError, match=r'out_strides must be .* got \(16, 32\)'):
+        DeconvPoolPyramid(6, stride, out_strides=(16, 32))
+
+
+@pytest.mark.parametrize('stride', [8, 16])
 @pytest.mark.parametrize('size', [(97, 131), (33, 64), (800, 1333), (1, 1)])
 def test_sizes_are_those_of_whole_patches_and_nothing_is_lost(
     stride: int, size: tuple[int, int]

@@ -1,0 +1,28 @@
+# 368,750 iterations = 50 epochs of COCO with the values of mmdet for Swin-T; the learning rate is for 8
+# GPUs x 2 images = 16. A leaf adds the decay of the learning rate by layer.
+train_cfg = dict(
+    type='IterBasedTrainLoop',
+    max_iters=368750,
+    val_interval=5000,
+    dynamic_intervals=[(365001, 368750)],
+)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    clip_grad=dict(max_norm=0.01, norm_type=2),
+    constructor='mmvit_backbones.LayerDecayOptimWrapperConstructor',
+)
+param_scheduler = [
+    dict(
+        type='MultiStepLR',
+        begin=0,
+        end=368750,
+        by_epoch=False,
+        milestones=[327778, 355092],
+        gamma=0.1,
+    ),
+]
+auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -1,0 +1,39 @@
+"""ATSS on XCiT-S12/8, 1x on COCO.
+
+Paper: none with this backbone (XCiT is https://arxiv.org/abs/2106.09681); the head is ATSS,
+    https://arxiv.org/abs/1912.02424, as in mmdet, with its optimizer for Swin-T
+    (retinanet_swin-t-p4-w7_fpn_1x).
+Command: tools/dist_train.sh configs/atss/atss_xcit-s12-p8_fpn_1x_coco.py 8
+Batch: 8 GPUs x 2 images = 16; 12 epochs.
+Weights: starts from xcit_small_12_p8.dist_in1k_384, downloaded at the first start.
+Status: untested
+No number is reported for this model, by the papers or by us.
+"""
+
+_base_ = [
+    '../_base_/backbones/xcit-s12-p8.py',
+    '../_base_/models/atss_fpn.py',
+    '../_base_/datasets/coco_detection.py',
+    '../_base_/schedules/schedule_1x.py',
+    '../_base_/det_runtime.py',
+]
+
+# The pyramid starts at stride 8: the layers that make stride 4 would get no gradient.
+model = dict(
+    backbone=dict(_base_.backbone, pyramid=False, out_indices=(5, 7, 11), drop_path_rate=0.05),
+    neck=[
+        dict(
+            type='mmvit_backbones.DeconvPoolPyramid',
+            in_channels=_base_.channels[0],
+            stride=_base_.backbone.patch_size,
+            out_strides=(8, 16, 32),
+        ),
+        dict(_base_.model.neck, in_channels=_base_.channels[1:]),
+    ],
+)
+
+# No weight decay for layer norms.
+optim_wrapper = dict(
+    optimizer=dict(weight_decay=0.05),
+    paramwise_cfg=dict(custom_keys={'norm': dict(decay_mult=0.0)}),
+)

@@ -1,0 +1,38 @@
+"""Mask2Former on XCiT-S12/8, instances, 50 epochs on COCO.
+
+Paper: none with this backbone (XCiT is https://arxiv.org/abs/2106.09681); the head is Mask2Former,
+    https://arxiv.org/abs/2112.01527, with the values of mmdet for Swin-T, but for the decay by
+    layer.
+Command: tools/dist_train.sh configs/mask2former/mask2former_xcit-s12-p8_8xb2-lsj-50e_coco.py 8
+Batch: 8 GPUs x 2 images = 16; 368,750 iterations.
+Weights: starts from xcit_small_12_p8.dist_in1k_384, downloaded at the first start.
+Status: untested
+No number is reported for this model, by the papers or by us.
+"""
+
+_base_ = [
+    '../_base_/backbones/xcit-s12-p8.py',
+    '../_base_/models/mask2former_instance.py',
+    '../_base_/datasets/coco_instance_lsj.py',
+    '../_base_/schedules/mask2former_coco_50e.py',
+    '../_base_/det_runtime.py',
+]
+
+model = dict(
+    backbone=dict(_base_.backbone, drop_path_rate=0.05),
+    panoptic_head=dict(in_channels=_base_.channels),
+)
+
+# The first layer learns at 0.85 ** 13 = 0.12 of the rate of the head.
+optim_wrapper = dict(
+    paramwise_cfg=dict(
+        layer_decay_rate=0.85,
+        custom_keys={
+            'query_embed': dict(decay_mult=0.0),
+            'query_feat': dict(decay_mult=0.0),
+            'level_embed': dict(decay_mult=0.0),
+        },
+    )
+)
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=5000))
+log_processor = dict(by_epoch=False)
