@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 WORKERS ?= auto
 
-.PHONY: setup lint test demo clean
+.PHONY: setup lint test demo docs clean
 
 setup:
 	@$(PYTHON) tools/setup_env.py --venv $(VENV)
@@ -19,6 +19,11 @@ test: lint
 
 demo: setup
 	$(VENV)/bin/python tools/demo.py
+
+# The site, in build/docs/index.html; every warning is an error.
+docs: setup
+	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python -r requirements/docs.txt
+	$(VENV)/bin/python -m sphinx -W --keep-going -q docs build/docs
 
 clean:
 	rm -rf $(VENV) data work_dirs build *.egg-info

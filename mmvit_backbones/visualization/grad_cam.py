@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from operator import itemgetter
 from typing import Any
 
@@ -150,8 +151,25 @@ def _detect(model: Any, x: Tensor) -> Any:
             scale_factor=(1.0, 1.0),
         )
     )  # fmt: skip
-    found = model.predict(x, [sample], rescale=False)[0].pred_instances
+    with _undetached_scores():
+        found = model.predict(x, [sample], rescale=False)[0].pred_instances
     return found[found.scores.argsort(descending=True)]
+
+
+@contextmanager
+def _undetached_scores() -> Iterator[None]:
+    """Let dense heads keep the graph of their scores, which mmdet cuts off for predictions."""
+    from mmdet.models.dense_heads import base_dense_head
+
+    def select(maps: list[Tensor], image: int, detach: bool = True) -> list[Tensor]:
+        return [level[image] for level in maps]
+
+    before = base_dense_head.select_single_mlvl
+    base_dense_head.select_single_mlvl = select
+    try:
+        yield
+    finally:
+        base_dense_head.select_single_mlvl = before
 
 
 def _token_layers(backbone: Backbone) -> list[nn.Module]:

@@ -100,10 +100,10 @@ def _draw_pairs(
 ) -> Figure:
     """Draw image, truth and prediction in a row for each sample, with a legend of the classes."""
     images = [_read(sample) for sample in samples]
-    aspect = max(image.shape[0] / image.shape[1] for image in images)
     pairs = 2 if len(samples) > 2 else 1
-    rows = ceil(len(samples) / pairs)
-    figure, axes = make_figure(rows, 2 * pairs, title, aspect=aspect)
+    rows = [images[i : i + pairs] for i in range(0, len(images), pairs)]
+    aspects = [max(image.shape[0] / image.shape[1] for image in row) for row in rows]
+    figure, axes = make_figure(len(rows), 2 * pairs, title, aspect=aspects)
     seen: set[int] = set()
     panels = axes.reshape(-1, 2)
     for (truth, prediction), sample, image in zip(panels, samples, images, strict=False):
