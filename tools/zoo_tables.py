@@ -1,4 +1,4 @@
-"""Write the tables of public weights into README.md and docs/zoo.md."""
+"""Write the tables of public weights into docs/zoo.md."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from mmvit_backbones.checkpoints.zoo import file_table, model_table
 
 ROOT = Path(__file__).parents[1]
-TABLES = {'README.md': model_table, 'docs/zoo.md': file_table}
-BETWEEN = re.compile(r'(?<=<!-- weights -->\n).*?(?=\n<!-- end -->)', re.DOTALL)
+PAGE = ROOT / 'docs' / 'zoo.md'
+TABLES = {'models': model_table, 'weights': file_table}
 
 
 def parse_args() -> argparse.Namespace:
@@ -21,16 +21,17 @@ def parse_args() -> argparse.Namespace:
 
 
 def write_tables(check: bool) -> list[str]:
-    """Bring the tables up to date and return the files whose table differed."""
+    """Bring the tables up to date and return the names of those that differed."""
+    page = PAGE.read_text(encoding='utf-8')
     stale = []
     for name, make in TABLES.items():
-        path = ROOT / name
-        old = path.read_text(encoding='utf-8')
-        new = BETWEEN.sub(make(), old)
-        if new != old:
+        between = re.compile(rf'(?<=<!-- {name} -->\n).*?(?=\n<!-- end -->)', re.DOTALL)
+        old = page
+        page = between.sub(make(), old)
+        if page != old:
             stale.append(name)
-            if not check:
-                path.write_text(new, encoding='utf-8')
+    if stale and not check:
+        PAGE.write_text(page, encoding='utf-8')
     return stale
 
 
@@ -38,4 +39,6 @@ if __name__ == '__main__':
     args = parse_args()
     stale = write_tables(args.check)
     if args.check and stale:
-        sys.exit(f'tables differ in {", ".join(stale)}: run python tools/zoo_tables.py')
+        sys.exit(
+            f'tables differ in docs/zoo.md: {", ".join(stale)}: run python tools/zoo_tables.py'
+        )

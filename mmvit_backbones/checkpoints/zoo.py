@@ -56,7 +56,7 @@ def _hint(name: str, known: set[str]) -> str:
 
 
 def model_table() -> str:
-    """Return a Markdown table of all models that have public weights, for README.md."""
+    """Return a Markdown table of all models that have public weights, for docs/zoo.md."""
     lines = [
         '| model | parameters (M) | multiply-adds at 224 px (G) | weights, reported accuracy |',
         '|---|---|---|---|',

@@ -86,7 +86,7 @@ def show_heat(
     """
     height, width = pixels.shape[:2]
     grey = pixels.mean(axis=2) / 255
-    axis.imshow(grey, cmap='gray', vmin=0, vmax=1.5, extent=(0, width, height, 0))
+    axis.imshow(grey, cmap='gray', vmin=0, vmax=1.2, extent=(0, width, height, 0))
     right, bottom = width, height
     if stride is not None:
         right, bottom = heat.shape[1] * stride, heat.shape[0] * stride

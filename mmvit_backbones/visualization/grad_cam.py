@@ -28,6 +28,8 @@ from mmvit_backbones.visualization.drawing import (
 )
 from mmvit_backbones.visualization.sample import Sample
 
+NUM_SHOWN = 3  # classes or detections, where none are named
+
 
 def class_name(index: int, names: Sequence[str] | None) -> str:
     """Name a class, by its number if there are no names."""
@@ -72,7 +74,7 @@ def _draw_classes(
     with evaluating(model), torch.no_grad():
         chances = _logits(model, sample.input)[0].softmax(dim=0)
     if classes is None:
-        classes = chances.topk(min(3, len(chances))).indices.tolist()
+        classes = chances.topk(min(NUM_SHOWN, len(chances))).indices.tolist()
     classes = [check_index('classes', index, len(chances)) for index in classes]
     layers = _token_layers(backbone)[-1:]
     heats = _run(
@@ -103,7 +105,7 @@ def _draw_detections(
         found = _detect(model, sample.input)
     labels = found.labels.tolist()
     if classes is None:
-        chosen = list(range(min(3, len(labels))))
+        chosen = list(range(min(NUM_SHOWN, len(labels))))
     else:
         missing = [index for index in classes if index not in labels]
         if missing:
