@@ -32,7 +32,7 @@ def box(
             linewidth=1,
         )
     )
-    axis.text(x, y, text, ha='center', va='center', fontsize=9, color=INK)
+    axis.text(x, y, text, ha='center', va='center', fontsize=10.5, color=INK)
 
 
 def arrow(
@@ -55,7 +55,7 @@ def arrow(
     if text:
         axis.text(
             (start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.09, text,
-            ha='center', va='bottom', fontsize=8, color=INK,
+            ha='center', va='bottom', fontsize=10, color=INK,
         )  # fmt: skip
 
 
@@ -82,17 +82,19 @@ def draw_architecture() -> Figure:
         box(axis, x, 3.6, text, colour, (2.0, 0.9))
         if following:
             arrow(axis, (x + 1.05, 3.6), (following[0] - 1.05, 3.6))
-    axis.text(6.3, 4.25, 'backbones/: one paper, one file', ha='center', fontsize=9, color=INK)
+    axis.text(6.3, 4.25, 'backbones/: one paper, one file', ha='center', fontsize=10.5, color=INK)
     box(axis, 6.3, 2.1, 'x + drop_path(scale * f(norm(x)))\na residual branch, marked @replaceable',
         GREEN, (4.4, 0.9))  # fmt: skip
     arrow(axis, (6.3, 3.15), (6.3, 2.55))
     box(axis, 2.9, 0.6, 'layers/\nthe paper, plain PyTorch: the reference', BLUE, (4.4, 0.9))
     box(axis, 9.7, 0.6, 'kernels/\nthe same sums, faster', ORANGE, (4.4, 0.9))
     arrow(axis, (5.3, 1.65), (3.6, 1.06))
-    axis.text(3.4, 1.4, 'hooked, adapted, refused', ha='center', fontsize=8, color=INK)
+    axis.text(3.4, 1.4, 'hooked, adapted, refused', ha='center', fontsize=10, color=INK)
     arrow(axis, (7.3, 1.65), (9.0, 1.06))
-    axis.text(9.6, 1.4, 'the dispatch table has one', ha='center', fontsize=8, color=INK)
-    axis.text(6.3, 0.6, 'one seam', ha='center', va='center', fontsize=9, color=INK, style='italic')
+    axis.text(9.6, 1.4, 'the dispatch table has one', ha='center', fontsize=10, color=INK)
+    axis.text(
+        6.3, 0.6, 'one seam', ha='center', va='center', fontsize=10.5, color=INK, style='italic'
+    )
     return figure
 
 

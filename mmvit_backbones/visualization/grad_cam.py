@@ -45,7 +45,8 @@ def draw_grad_cam(
     """Draw where the evidence of a classifier or a detector lies.
 
     For a classifier: the last feature map, for each class. For a detector of mmdet: all feature
-    maps of the backbone, for each of its best detections.
+    maps of the backbone, for each of its best detections, by HiResCAM (arXiv 2011.08891). Grad-CAM
+    weighs a channel alike everywhere, and so lights up what has no part in a detection.
 
     Args:
         model: `Classifier`, mmpretrain's `ImageClassifier`, or a detector of mmdet.
@@ -79,7 +80,7 @@ def _draw_classes(
     layers = _token_layers(backbone)[-1:]
     heats = _run(
         lambda x: _logits(model, x), model, backbone, layers, sample,
-        [itemgetter(index) for index in classes],
+        [itemgetter(index) for index in classes], 'GradCAM',
     )  # fmt: skip
     height, width = sample.size
     figure, axes = make_figure(
@@ -115,11 +116,11 @@ def _draw_detections(
         raise ValueError(f'the detector finds nothing in {sample.name}, so there is no evidence')
     heats = _run(
         lambda x: _detect(model, x).scores[None], model, backbone, _token_layers(backbone), sample,
-        [itemgetter(index) for index in chosen],
+        [itemgetter(index) for index in chosen], 'HiResCAM',
     )  # fmt: skip
     height, width = sample.size
     figure, axes = make_figure(
-        1, len(chosen) + 1, f'Grad-CAM of the detector: {sample.name}',
+        1, len(chosen) + 1, f'HiResCAM of the detector: {sample.name}',
         'Bright places speak for the detection in the frame; mean of all feature maps.',
         height / width,
     )  # fmt: skip
@@ -188,10 +189,11 @@ def _run(
     layers: list[nn.Module],
     sample: Sample,
     targets: Sequence[Callable[[Tensor], Tensor]],
+    method: str,
 ) -> list[np.ndarray]:
     """Return a heat map (H, W) in [0, 1] for each target of the model's output."""
     try:
-        from pytorch_grad_cam import GradCAM
+        import pytorch_grad_cam
     except ImportError:
         raise ImportError(
             'Grad-CAM needs the package grad-cam, which is not installed: pip install grad-cam'
@@ -221,6 +223,6 @@ def _run(
         evaluating(model),
         kernels.use('reference'),
         torch.enable_grad(),
-        GradCAM(Called(), layers, reshape_transform=to_maps) as cam,
+        getattr(pytorch_grad_cam, method)(Called(), layers, reshape_transform=to_maps) as cam,
     ):
         return [cam(input_tensor=sample.input, targets=[target])[0] for target in targets]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from matplotlib.colors import Normalize
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from mmvit_backbones.layers.window_attention import WindowAttention
 from mmvit_backbones.visualization.capture import run_and_hear, the_only
 from mmvit_backbones.visualization.drawing import (
     MARK,
+    SIGNED,
     add_colour_bar,
     make_figure,
     mark_pixel,
@@ -29,6 +30,7 @@ from mmvit_backbones.visualization.drawing import (
 )
 from mmvit_backbones.visualization.sample import Sample
 
+LARGEST_FACTOR = 8  # of an even share: the ends of the colour scale
 KINDS: tuple[type[nn.Module], ...] = (WindowAttention, SubsampledAttention)
 
 
@@ -78,7 +80,7 @@ def draw_token_attention(
         2,
         len(backbone.blocks),
         f'Attention of one place in {type(backbone).__name__}: {sample.name}',
-        'Ring: the place. 1 is an even share of all keys, brighter is more. '
+        'Ring: the place. Red is more, blue less than an even share of all keys (1). '
         'Frame: the window; the rest of the image takes no part there.',
         aspect=height / width,
     )
@@ -90,7 +92,7 @@ def draw_token_attention(
         for kind in KINDS:
             if (layer := layers[stage, kind]) is not None:
                 found[stage, kind] = _attended(layer, heard[layer.attn_drop], grid, token, stride)
-    norm = Normalize(0, max(float(a.shares.amax()) for a in found.values()))
+    norm = LogNorm(1 / LARGEST_FACTOR, LARGEST_FACTOR)
     shown = None
     for (stage, kind), axis in zip(layers, axes.T.flat, strict=True):
         if (stage, kind) not in found:
@@ -101,7 +103,7 @@ def draw_token_attention(
         title = f'stage {stage + 1}, {"window" if is_window else "global"}'
         keys = f'{attended.shares.shape[0]} x {attended.shares.shape[1]} keys'
         canvas = _on_image(attended, sample.size)
-        shown = show_heat(axis, sample.pixels, canvas, f'{title}: {keys}', norm)
+        shown = show_heat(axis, sample.pixels, canvas, f'{title}: {keys}', norm, cmap=SIGNED)
         if is_window:
             rows, columns = (side * attended.stride for side in attended.shares.shape)
             axis.add_patch(
@@ -116,7 +118,11 @@ def draw_token_attention(
             )
         mark_pixel(axis, (x, y))
     assert shown is not None
-    add_colour_bar(figure, shown, axes, 'attention, in even shares')
+    bar = add_colour_bar(figure, shown, axes, 'attention, in even shares')
+    bar.set_ticks(
+        [1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8], labels=['1/8', '1/4', '1/2', '1', '2', '4', '8']
+    )
+    bar.minorticks_off()
     return figure
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from mmvit_backbones.visualization import token_attention
 from mmvit_backbones.visualization.receptive_fields import radius_of
 from tests.models import SMALL_CLASSIFIERS, SMALL_TWINS, TWINS, XCIT
 from tests.utils import randomize
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -195,3 +198,18 @@ def test_grad_cam_of_classifiers(name: str, sample: vis.Sample) -> None:
     assert np.abs(first - second).max() > 0.1
     with pytest.raises(ValueError, match='classes must lie in'):
         vis.draw_grad_cam(model, sample, classes=[7])
+
+
+@pytest.mark.filterwarnings('ignore::UserWarning')
+def test_cam_of_a_detector(sample: vis.Sample) -> None:
+    pytest.importorskip('pytorch_grad_cam')
+    config = ROOT / 'configs' / 'shapes' / 'retinanet_twins-svt-toy_fpn_shapes.py'
+    subject = vis.load_subject(str(config))
+    randomize(subject.model).test_cfg.score_thr = 0
+    found = panels(vis.draw_grad_cam(subject.model, sample, names=subject.classes))
+    assert len(found) == 4
+    heat = list(found.values())[1]
+    assert heat.shape == sample.size
+    assert 0 < heat.max() <= 1
+    with pytest.raises(ValueError, match='classes must be found in the image'):
+        vis.draw_grad_cam(subject.model, sample, classes=[99])
