@@ -120,7 +120,8 @@ def test_your_own_boxes(tmp_path: Path) -> None:
         for comment, code in blocks(DOCS / 'your_data.md', 'python')
         if comment == 'config: my_detector.py'
     )
-    (tmp_path / 'my_detector.py').write_text(code)
+    assert '(640, 480)' in code
+    (tmp_path / 'my_detector.py').write_text(code.replace('(640, 480)', '(160, 120)'))
     write_coco(tmp_path / 'data' / 'mine', 4)
     sizes = 'embed_dims=(8, 12, 16, 20), num_heads=(1, 2, 2, 4), head_dims=8'
     toy = f"dict(stages=('LG',) * 4, {sizes})"
@@ -128,7 +129,8 @@ def test_your_own_boxes(tmp_path: Path) -> None:
 from mmvit_backbones.engine.launch import build_runner, load_config
 cfg = load_config('my_detector.py', None, None, 'none', 0)
 cfg.model.backbone.update(arch={toy}, init_cfg=None)
-cfg.model.neck.in_channels = [12, 16, 20]
+cfg.model.neck.update(in_channels=[12, 16, 20], out_channels=16)
+cfg.model.bbox_head.update(in_channels=16, feat_channels=16, stacked_convs=1)
 cfg.train_cfg.update(max_epochs=1)
 cfg.default_hooks.logger.interval = 1
 build_runner(cfg).train()

@@ -62,9 +62,11 @@ def draw_class_attention(model: nn.Module, sample: Sample, layer: int = -1) -> F
     mean = grids.mean(axis=0)
     norm = Normalize(0, float(np.quantile(grids, 0.995)))
     show_image(axes.flat[0], sample.pixels, 'image')
-    shown = show_heat(axes.flat[1], sample.pixels, mean, 'mean of all heads', norm, stride=patch)
+    shown = show_heat(
+        axes.flat[1], sample.pixels, mean, 'mean of all heads', norm, stride=patch, alpha=0.6
+    )
     for head, (axis, grid) in enumerate(zip(axes.flat[2:], grids, strict=False)):
-        show_heat(axis, sample.pixels, grid, f'head {head}', norm, stride=patch)
+        show_heat(axis, sample.pixels, grid, f'head {head}', norm, stride=patch, alpha=0.6)
     for axis in axes.flat[len(grids) + 2 :]:
         axis.set_axis_off()
     add_colour_bar(figure, shown, axes, 'attention, in even shares')

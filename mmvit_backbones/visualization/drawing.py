@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 HEAT = 'inferno'  # values from 0: equal steps look equal, also in grey and to the colour-blind
 SIGNED = 'RdBu_r'  # values around 0
 PANEL = 2.7  # inches
+MIN_WIDTH = 8.0  # inches, for the title and the note
 MARK = '#00e5ff'  # a colour that neither map has
 
 
@@ -39,7 +40,9 @@ def make_figure(
     aspects = [aspect] * rows if isinstance(aspect, (int, float)) else list(aspect)
     heights = [PANEL * aspect + 0.3 for aspect in aspects]
     height = sum(heights) + (0.75 if note else 0.45)
-    figure = Figure(figsize=(columns * PANEL + 0.9, height), layout='constrained', dpi=120)
+    figure = Figure(
+        figsize=(max(columns * PANEL + 0.9, MIN_WIDTH), height), layout='constrained', dpi=120
+    )
     figure.suptitle(title, fontsize=13, fontweight='bold')
     if note:
         figure.supxlabel(note, fontsize=9, color='0.25')
