@@ -137,7 +137,7 @@ build_runner(cfg).train()
 """
     printed = run(program, tmp_path)
     assert 'Epoch(train) [1][2/2]' in printed
-    assert 'bbox_mAP_copypaste' in printed
+    assert 'Epoch(val) [1][4/4]' in printed
 
 
 @pytest.mark.parametrize('example', EXAMPLES, ids=lambda path: path.stem)
