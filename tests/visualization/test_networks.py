@@ -207,7 +207,7 @@ def test_cam_of_a_detector(sample: vis.Sample) -> None:
     subject = vis.load_subject(str(config))
     randomize(subject.model).test_cfg.score_thr = 0
     found = panels(vis.draw_grad_cam(subject.model, sample, names=subject.classes))
-    assert len(found) == 4
+    assert len(found) > 1  # detections with the same class and score share a title
     heat = list(found.values())[1]
     assert heat.shape == sample.size
     assert 0 < heat.max() <= 1
