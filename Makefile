@@ -10,7 +10,7 @@ STACK_TESTS = tests/stacks/test_networks.py tests/layers tests/necks tests/test_
 	tests/test_registry.py tests/checkpoints/test_reading.py tests/checkpoints/test_rules.py \
 	tests/checkpoints/test_values.py
 
-.PHONY: setup setup-lite setup-originals lint test test-lite test-originals demo clean
+.PHONY: setup setup-lite setup-originals lint test test-lite test-originals demo docs clean
 
 setup:
 	@$(PYTHON) tools/setup_env.py --venv $(VENV)
@@ -47,6 +47,11 @@ test-originals: setup-originals
 
 demo: setup
 	$(VENV)/bin/python -m demo
+
+# The site, in build/docs/index.html; every warning is an error.
+docs: setup
+	$(VENV)/bin/uv pip install --quiet --python $(VENV)/bin/python -r requirements/docs.txt
+	$(VENV)/bin/python -m sphinx -W --keep-going -q docs build/docs
 
 clean:
 	rm -rf $(VENV) $(VENV)-lite $(VENV)-originals data work_dirs build dist *.egg-info

@@ -1,4 +1,4 @@
-"""The README's code runs as it stands there."""
+"""The code of the README and of docs/how_to/predict.md runs as it stands there."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / 'README.md').read_text(encoding='utf-8')
+PAGES = ('README.md', 'docs/how_to/predict.md')
+TEXT = '\n'.join((ROOT / page).read_text(encoding='utf-8') for page in PAGES)
 
 
 def python_block(containing: str) -> str:
-    blocks = [b for b in re.findall(r'```python\n(.*?)```', README, re.DOTALL) if containing in b]
+    blocks = [b for b in re.findall(r'```python\n(.*?)```', TEXT, re.DOTALL) if containing in b]
     assert len(blocks) == 1, f'{len(blocks)} Python blocks hold {containing!r}'
     return blocks[0]
 
@@ -102,3 +103,7 @@ def test_classification(folder: Path) -> None:
     save_random_weights('xcit-toy_cls_shapes.py', folder / 'classifier.pth')
     printed = run(python_block('ImageClassificationInferencer'), folder)
     assert any(name in printed for name in ('circle', 'ring', 'square', 'triangle'))
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / 'README.md').read_text(encoding='utf-8').splitlines()) <= 120

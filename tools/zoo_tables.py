@@ -15,7 +15,6 @@ from mmvit_backbones.checkpoints.networks import NETWORKS
 from mmvit_backbones.complexity import count_multiply_adds, count_parameters
 
 ROOT = Path(__file__).parents[1]
-BETWEEN = re.compile(r'(?<=<!-- weights -->\n).*?(?=\n<!-- end -->)', re.DOTALL)
 
 
 @functools.cache
@@ -46,6 +45,31 @@ def model_table() -> str:
     return '\n'.join(lines)
 
 
+def summary_table() -> str:
+    """Return the table of the ImageNet weights, a line for each size."""
+    tags = ('in1k', 'dist_in1k', 'dist_in1k_384')
+    sizes: dict[str, list[str]] = {}
+    for model in model_names():
+        if f'{model}.in1k' in list_pretrained(model):
+            sizes.setdefault(re.sub(r'_p\d+$', '', model), []).append(model)
+    lines = [
+        f'| model | parameters (M) | multiply-adds (G) | {" | ".join(f"`{t}`" for t in tags)} |',
+        '|---|---|---|---|---|---|',
+    ]
+    for size, models in sizes.items():
+        names = ', '.join(f'`{m}`' if m == models[0] else f'`{m[len(size) :]}`' for m in models)
+        parameters, multiply_adds = zip(*map(cost, models), strict=True)
+        cells = [
+            [f'{number / 1e6:.1f}' for number in parameters],
+            [f'{number / 1e9:.2f}' for number in multiply_adds],
+        ]
+        for tag in tags:
+            files = [list_pretrained(m).get(f'{m}.{tag}') for m in models]
+            cells.append([file.reported.removeprefix('top-1 ') for file in files if file])
+        lines.append(f'| {" | ".join([names, *map(", ".join, cells)])} |')
+    return '\n'.join(lines)
+
+
 def file_table() -> str:
     """Return the table of all public weights."""
     lines = [
@@ -64,7 +88,11 @@ def file_table() -> str:
     return '\n'.join(lines)
 
 
-TABLES = {'README.md': model_table, 'docs/zoo.md': file_table}
+# Page -> marker -> table.
+TABLES = {
+    'README.md': {'summary': summary_table},
+    'docs/zoo.md': {'models': model_table, 'weights': file_table},
+}
 
 
 def parse_args() -> argparse.Namespace:
@@ -74,16 +102,19 @@ def parse_args() -> argparse.Namespace:
 
 
 def write_tables(check: bool) -> list[str]:
-    """Bring the tables up to date and return the files whose table differed."""
+    """Bring the tables up to date and return those that differed, as page and marker."""
     stale = []
-    for name, make in TABLES.items():
-        path = ROOT / name
-        old = path.read_text(encoding='utf-8')
-        new = BETWEEN.sub(make(), old)
-        if new != old:
-            stale.append(name)
-            if not check:
-                path.write_text(new, encoding='utf-8')
+    for name, tables in TABLES.items():
+        page = ROOT / name
+        text = page.read_text(encoding='utf-8')
+        for marker, make in tables.items():
+            between = re.compile(rf'(?<=<!-- {marker} -->\n).*?(?=<!-- end -->)', re.DOTALL)
+            new = between.sub(make() + '\n', text)
+            if new != text:
+                stale.append(f'{name} {marker}')
+            text = new
+        if not check:
+            page.write_text(text, encoding='utf-8')
     return stale
 
 
@@ -91,4 +122,4 @@ if __name__ == '__main__':
     args = parse_args()
     stale = write_tables(args.check)
     if args.check and stale:
-        sys.exit(f'tables differ in {", ".join(stale)}: run python tools/zoo_tables.py')
+        sys.exit(f'tables differ: {", ".join(stale)}: run python tools/zoo_tables.py')

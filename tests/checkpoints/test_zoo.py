@@ -73,15 +73,15 @@ def load_tool() -> ModuleType:
     return tool
 
 
-def costs_in_readme() -> dict[str, tuple[float, float]]:
+def written_costs() -> dict[str, tuple[float, float]]:
     """Model -> millions of parameters and 10^9 multiply-adds."""
-    rows = re.findall(r'\| `(\w+)` \| ([\d.]+) \| ([\d.]+) \|', (ROOT / 'README.md').read_text())
+    rows = re.findall(r'\| `(\w+)` \| ([\d.]+) \| ([\d.]+) \|', (ROOT / 'docs/zoo.md').read_text())
     return {model: (float(millions), float(billions)) for model, millions, billions in rows}
 
 
 def test_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are those of the descriptions; costs, which take long to count, of a few models."""
-    tool, costs = load_tool(), costs_in_readme()
+    tool, costs = load_tool(), written_costs()
     for model in ('twins_svt_small', 'xcit_nano_12_p16', 'xcit_small_12_p4'):
         parameters, multiply_adds = tool.cost(model)
         assert costs[model] == (round(parameters / 1e6, 1), round(multiply_adds / 1e9, 2))
@@ -91,12 +91,12 @@ def test_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tool, 'cost', written.__getitem__)
     assert tool.write_tables(check=True) == []
     monkeypatch.setattr(tool, 'model_names', lambda: ['xcit_nano_12_p16'])
-    assert tool.write_tables(check=True) == ['README.md']
+    assert tool.write_tables(check=True) == ['README.md summary', 'docs/zoo.md models']
 
 
 def test_costs_are_near_what_is_reported() -> None:
     """Reported numbers leave out attention (Twins-SVT) or count norms and activations (XCiT)."""
-    costs = costs_in_readme()
+    costs = written_costs()
     assert all(0.98 < costs[name][1] / reported < 1.04 for name, reported in REPORTED.items())
 
 
