@@ -6,8 +6,6 @@ import re
 import sys
 from pathlib import Path
 
-from sphinx.application import Sphinx
-
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 sys.path.insert(0, str(ROOT))
@@ -74,18 +72,3 @@ TAKEN_OVER = {
 }
 for page, copy in TAKEN_OVER.items():
     take_over(page, copy)
-
-# Pages that a checkout may lack. Any other that the navigation names must be there.
-MAY_LACK = ('install', 'export', 'large_images', 'distributed')
-
-
-def drop_lacking(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Take pages that are not there out of the navigation."""
-    if docname == 'index':
-        lacking = [name for name in MAY_LACK if not (DOCS / f'{name}.md').exists()]
-        source[0] = '\n'.join(line for line in source[0].split('\n') if line not in lacking)
-
-
-def setup(app: Sphinx) -> None:
-    """Let Sphinx call what stands above."""
-    app.connect('source-read', drop_lacking)

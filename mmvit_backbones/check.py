@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 from mmvit_backbones import create_model
-from mmvit_backbones.kernels.dispatch import KERNELS
+from mmvit_backbones.kernels.dispatch import KERNEL_NAMES
 from mmvit_backbones.kernels.operators import HAS_CUSTOM_OPS
 from mmvit_backbones.layers.seam import get_dispatcher
 from mmvit_backbones.version import __version__
@@ -138,7 +138,7 @@ def check_networks() -> Iterator[Finding]:
         yield Finding('kernels', 'off: MMVIT_KERNELS=reference')
     else:
         note = '' if HAS_CUSTOM_OPS else '; those that need torch 2.4 step aside'
-        yield Finding('kernels', f'on: {", ".join(KERNELS)}{note}')
+        yield Finding('kernels', f'on: {", ".join(KERNEL_NAMES)}{note}')
     for name in MODELS:
         failure = attempt(partial(run_network, name))
         remedy = 'please report this, with all lines above' if failure else ''

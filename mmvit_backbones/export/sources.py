@@ -14,10 +14,11 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from torch import Tensor, nn
 
 from mmvit_backbones.backbones.base import Backbone
+from mmvit_backbones.checkpoints.description import IMAGENET_MEAN, IMAGENET_STD
 from mmvit_backbones.checkpoints.loading import load_checkpoint
 from mmvit_backbones.engine.launch import check_toolkit
 from mmvit_backbones.export.capture import MIN_SIZE
-from mmvit_backbones.models import MEAN, STD, Classifier, create_model
+from mmvit_backbones.models import Classifier, create_model
 
 # PyTorch makes no graph of the toolkits' upsampling that also holds for a single row of tokens.
 UPSAMPLING_MIN_SIZE = 33
@@ -62,7 +63,10 @@ class RawOutputs(nn.Module):
 def describe(model: Backbone | Classifier) -> Source:
     """Describe a model of `create_model`, or a backbone or classifier built otherwise."""
     config = model.pretrained_cfg
-    scaled = {k: [255 * v for v in config.get(k, d)] for k, d in (('mean', MEAN), ('std', STD))}
+    scaled = {
+        k: [255 * v for v in config.get(k, d)]
+        for k, d in (('mean', IMAGENET_MEAN), ('std', IMAGENET_STD))
+    }
     preprocessing: dict[str, Any] = dict(channel_order='rgb', **scaled)
     if config:
         size = config['input_size'][1]

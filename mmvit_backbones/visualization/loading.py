@@ -13,7 +13,8 @@ from torch import nn
 
 from mmvit_backbones.backbones.base import Backbone
 from mmvit_backbones.checkpoints import list_pretrained, load_checkpoint
-from mmvit_backbones.models import MEAN, STD, create_model, list_models
+from mmvit_backbones.checkpoints.description import IMAGENET_MEAN, IMAGENET_STD
+from mmvit_backbones.models import create_model, list_models
 from mmvit_backbones.visualization.capture import our_backbone
 
 NUM_CLASSES = 1000  # of the public weights
@@ -32,8 +33,8 @@ class Subject:
     """
 
     model: nn.Module
-    mean: Sequence[float] = MEAN
-    std: Sequence[float] = STD
+    mean: Sequence[float] = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
     classes: Sequence[str] | None = None
     cfg: Config | None = None
 

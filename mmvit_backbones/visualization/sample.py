@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmvit_backbones.models import MEAN, STD
+from mmvit_backbones.checkpoints.description import IMAGENET_MEAN, IMAGENET_STD
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 
@@ -29,8 +29,8 @@ class Sample:
 
     name: str
     pixels: np.ndarray
-    mean: Sequence[float] = MEAN
-    std: Sequence[float] = STD
+    mean: Sequence[float] = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
 
     @property
     def input(self) -> Tensor:
@@ -52,8 +52,8 @@ def as_channels(values: Sequence[float]) -> Tensor:
 def read_sample(
     path: str | Path,
     long_side: int | None = 512,
-    mean: Sequence[float] = MEAN,
-    std: Sequence[float] = STD,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
 ) -> Sample:
     """Read an image file.
 
