@@ -10,7 +10,13 @@ ROOT = Path(__file__).parent
 
 
 # Programs for developers, which need the checkout around them.
-FOR_DEVELOPERS = ('benchmark.py', 'cxx_precompiled.py', 'setup_env.py', 'zoo_tables.py')
+FOR_DEVELOPERS = (
+    'benchmark.py',
+    'cxx_precompiled.py',
+    'make_configs.py',
+    'setup_env.py',
+    'zoo_tables.py',
+)
 
 
 class BuildWithConfigs(build_py):

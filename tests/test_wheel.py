@@ -37,6 +37,12 @@ RUNS = {
         'accuracy/top1',
     ),
     'convert_checkpoint.py': (['weights.pth', 'converted', '--to=timm'], 'wrote converted'),
+    'check_data.py': ([f'{{package}}/{CONFIG}', '--out=checked'], 'imagenet'),
+    'visualize.py': (['pyramid', 'xcit_nano_12_p16', 'data/shapes/imagenet'], 'png'),
+    'export.py': (
+        ['xcit_nano_12_p16', 'net.pt2', '--format=torch', '--size=64x64', '--static', '--check'],
+        'net.pt2',
+    ),
     'publish_model.py': (['run/epoch_1.pth', 'public.pth'], 'wrote public-'),
 }
 # Runs tools one after another, each as if started alone: most of their time goes into imports.

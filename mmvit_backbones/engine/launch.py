@@ -141,23 +141,20 @@ def find_toolkit(config: str) -> str:
     if not Path(config).is_file():
         raise LaunchError(f'config must be an existing file, got {config!r}')
     scope = Config.fromfile(config).get('default_scope')
-    if scope not in TOOLKITS:
-        raise LaunchError(
-            f'default_scope of a config must be one of {", ".join(TOOLKITS)}, got {scope!r}'
-        )
     check_toolkit(scope)
     return str(scope)
 
 
-def check_toolkit(scope: str) -> None:
-    """Check that a toolkit is installed, with what it needs of mmcv.
-
-    Args:
-        scope: One of `TOOLKITS`.
+def check_toolkit(scope: Any) -> None:
+    """Check that the `default_scope` of a config is a toolkit that is installed and can work.
 
     Raises:
-        LaunchError: If it is not.
+        LaunchError: If it is none of `TOOLKITS`, not installed, or lacks operators of mmcv.
     """
+    if scope not in TOOLKITS:
+        raise LaunchError(
+            f'default_scope of a config must be one of {", ".join(TOOLKITS)}, got {scope!r}'
+        )
     if find_spec(scope) is None:
         raise LaunchError(f'{scope}, which the config needs, is not installed: see {INSTALL_GUIDE}')
     if scope == 'mmdet' and find_spec('mmcv._ext') is None:

@@ -116,7 +116,7 @@ def source_from_config(
             second stage needs decoded boxes.
     """
     cfg = Config.fromfile(path)
-    check_toolkit(cfg)
+    check_toolkit(cfg.get('default_scope'))
     init_default_scope(cfg.default_scope)
     model = MODELS.build({**cfg.model, 'data_preprocessor': None})
     if checkpoint:

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmvit_backbones.kernels import operators
+from mmvit_backbones.kernels import modes, operators
 from mmvit_backbones.kernels.autograd import compute_dtype, refuse_second_derivative
 from mmvit_backbones.kernels.expected import drops, unexpected, without_bias
 from mmvit_backbones.kernels.modes import COMPILE, EXPORT, is_static, typical_size
@@ -65,6 +65,8 @@ def refusal(
     if is_reduced and x.device.type != 'cpu':
         return 'the Gram matrix needs full precision, which is slow on this device'
     if mode == EXPORT:
+        if not is_static(x.shape[0]) and not modes.has_unguarded_sizes():
+            return 'the graph has a dynamic batch, which the Gram form would put a guard on'
         num_tokens = typical_size(x.shape[1])  # the graph is written for sizes like the example's
     elif not is_static(x.shape[1]):
         return None  # one form has to serve any number of tokens

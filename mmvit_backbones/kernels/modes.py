@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.fx.experimental import _config as fx_config
 
 from mmvit_backbones.layers.plain import PLAIN_TENSORS
 
 TRAINING, INFERENCE, COMPILE, EXPORT = 'training', 'inference', 'compile', 'export'
 # What tensors and parameters become while `torch.export` runs a model.
-EXPORT_TENSORS = PLAIN_TENSORS | {FakeTensor, FunctionalTensor}
+EXPORT_TENSORS = PLAIN_TENSORS | {FakeTensor}
 
+try:
+    from torch._subclasses.functional_tensor import FunctionalTensor
+
+    EXPORT_TENSORS |= {FunctionalTensor}
+except ImportError:  # before 2.2
+    pass
 try:
     from torch.fx.experimental.symbolic_shapes import has_static_value
 except ImportError:  # before 2.4
@@ -51,6 +57,14 @@ def is_static(*sizes: int) -> bool:
     if has_static_value is None:
         return all(isinstance(size, int) for size in sizes)
     return all(has_static_value(size) for size in sizes)
+
+
+def has_unguarded_sizes() -> bool:
+    """Whether `torch.export` puts no guards on dynamic sizes to tell 1 from larger ones.
+
+    `mmvit_backbones.export` sets it so, and PyTorch's ONNX exporter.
+    """
+    return bool(getattr(fx_config, 'backed_size_oblivious', False))
 
 
 def typical_size(size: int) -> int | None:

@@ -86,7 +86,7 @@ def _by_config(cfg: Config, checkpoint: str | None) -> Subject:
     from mmvit_backbones.engine.launch import check_toolkit
     from mmvit_backbones.registry import MODELS
 
-    check_toolkit(cfg)
+    check_toolkit(cfg.get('default_scope'))
     init_default_scope(cfg.default_scope)
     settings = dict(cfg.model)
     preprocessor = settings.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
