@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.fx.experimental import _config as fx_config
 
 from mmvit_backbones.layers.plain import PLAIN_TENSORS
 
@@ -64,7 +63,9 @@ def has_unguarded_sizes() -> bool:
 
     `mmvit_backbones.export` sets it so, and PyTorch's ONNX exporter.
     """
-    return bool(getattr(fx_config, 'backed_size_oblivious', False))
+    from torch.fx.experimental import _config  # since 2.6
+
+    return bool(getattr(_config, 'backed_size_oblivious', False))
 
 
 def typical_size(size: int) -> int | None:
