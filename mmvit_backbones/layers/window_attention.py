@@ -39,12 +39,14 @@ def window_indices(
     windows_per_row = ceil_div(width, s)
     index = torch.arange(ceil_div(height, s) * windows_per_row * s * s, device=device)
     window, place = index // s**2, index % s**2
-    row = window // windows_per_row * s + place // s
-    column = window % windows_per_row * s + place % s
+    window_row = window // windows_per_row
+    window_column = window - window_row * windows_per_row
+    row, column = window_row * s + place // s, window_column * s + place % s
     is_inside = (row < height) & (column < width)
     to_windows = row.clamp(max=height - 1) * width + column.clamp(max=width - 1)
     index = torch.arange(height * width, device=device)
-    row, column = index // width, index % width
+    row = index // width
+    column = index - row * width
     window = row // s * windows_per_row + column // s
     to_grid = window * s**2 + row % s * s + column % s
     return to_windows, is_inside, to_grid
