@@ -22,6 +22,10 @@ try:
 except ImportError:  # before 2.2
     pass
 try:
+    from torch.fx.experimental import _config as fx_config
+except ImportError:  # before 2.2
+    fx_config = None  # type: ignore[assignment]
+try:
     from torch.fx.experimental.symbolic_shapes import has_static_value
 except ImportError:  # before 2.4
     has_static_value = None  # type: ignore[assignment]
@@ -63,9 +67,7 @@ def has_unguarded_sizes() -> bool:
 
     `mmvit_backbones.export` sets it so, and PyTorch's ONNX exporter.
     """
-    from torch.fx.experimental import _config  # since 2.6
-
-    return bool(getattr(_config, 'backed_size_oblivious', False))
+    return bool(getattr(fx_config, 'backed_size_oblivious', False))
 
 
 def typical_size(size: int) -> int | None:
