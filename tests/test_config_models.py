@@ -97,7 +97,7 @@ def small_model(cfg: Config) -> torch.nn.Module:
 
 def image_size(cfg: Config) -> tuple[int, int]:
     """Return `SIZE`, rounded up to what the config pads its images to."""
-    divisor = cfg.model.data_preprocessor.get('pad_size_divisor', 1)
+    divisor = (cfg.model.get('data_preprocessor') or {}).get('pad_size_divisor', 1)
     height, width = (-(-length // divisor) * divisor for length in SIZE)
     return height, width
 

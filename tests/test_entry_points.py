@@ -155,7 +155,10 @@ def test_no_tool_runs_code(tmp_path: Path) -> None:
     for scope, config in CONFIGS.items():
         for folder in (toolkits_tool(scope, '.'), ROOT / 'tools'):
             commands.append([folder / 'test.py', config, bad, *options])
-        commands.append([ROOT / 'tools/train.py', config, '--resume', bad, *options])
+        # mmseg's tool resumes from `load_from`.
+        resume = ['--resume', *options, f'load_from={bad}']
+        resume = resume if scope == 'mmseg' else ['--resume', bad, *options]
+        commands.append([ROOT / 'tools/train.py', config, *resume])
     commands.append([ROOT / 'tools/convert_checkpoint.py', bad, 'out'])
     commands.append([ROOT / 'tools/publish_model.py', bad, 'out'])
     (tmp_path / 'in_turn.py').write_text(IN_TURN)

@@ -37,7 +37,7 @@ RUNS = {
         'accuracy/top1',
     ),
     'convert_checkpoint.py': (['weights.pth', 'converted', '--to=timm'], 'wrote converted'),
-    'check_data.py': ([f'{{package}}/{CONFIG}', '--out=checked'], 'imagenet'),
+    'check_data.py': (['--help'], 'Check the data'),
     'visualize.py': (['pyramid', 'xcit_nano_12_p16', 'data/shapes/imagenet'], 'png'),
     'export.py': (
         ['xcit_nano_12_p16', 'net.pt2', '--format=torch', '--size=64x64', '--static', '--check'],

@@ -6,6 +6,7 @@ configs/README.md says what a table holds and how to add a size or a method.
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import shutil
 import sys
@@ -138,7 +139,7 @@ def build(config: Config, device: str = 'meta') -> nn.Module:
     """Build the model of a config in its toolkit, by default with sizes only."""
     scope = config.default_scope
     registry = __import__(f'{scope}.registry', fromlist=['MODELS']).MODELS
-    model = config.model.copy()
+    model = copy.deepcopy(config.model)  # building changes it
     if 'data_preprocessor' in config:  # where mmpretrain's runner looks for it
         model.setdefault('data_preprocessor', config.data_preprocessor)
     with DefaultScope.overwrite_default_scope(scope), torch.device(device):

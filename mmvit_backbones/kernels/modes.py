@@ -57,6 +57,8 @@ def _is_exporting() -> bool:
 
 def is_static(*sizes: int) -> bool:
     """Whether these sizes are fixed: always in eager mode, in a graph with static shapes."""
+    if torch.jit.is_tracing():  # sizes are tensors
+        return False
     if has_static_value is None:
         return all(isinstance(size, int) for size in sizes)
     return all(has_static_value(size) for size in sizes)

@@ -299,7 +299,7 @@ def test_names_of_the_weights() -> None:
         (dict(out_indices=(3, 5, 5, 7)), 'strictly increasing'),
         (dict(out_indices=(3, 5)), r'out_indices must name 4 blocks with a pyramid, got \(3, 5\)'),
         (dict(patch_size=4), 'patch_size must be 8 or 16 with a pyramid, got 4'),
-        (dict(patch_size=4, pyramid=False), r'patch_size must be one of \(8, 16\) .* got 4'),
+        (dict(patch_size=5, pyramid=False), r'patch_size must be one of \(4, 8, 16\) .* got 5'),
         (dict(arch=TOY_VIT_PYTORCH, patch_size=0, pyramid=False), 'patch_size must be at least 1'),
         (dict(frozen_stages=13), 'frozen_stages must lie in -1 to 12, got 13'),
         (dict(in_channels=0), 'in_channels must be at least 1, got 0'),

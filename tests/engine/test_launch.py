@@ -196,9 +196,12 @@ def test_tool_ends_at_a_signal(
     capsys: pytest.CaptureFixture,
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
+    # Where the tests run in the background of a shell, SIGINT is ignored.
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(launch, 'launch', lambda *arguments: signal.raise_signal(number))
     with pytest.raises(SystemExit) as caught:
         run_tool('train', 'config.py', [])
+    signal.signal(signal.SIGINT, interrupt)
     assert caught.value.code == code
     assert capsys.readouterr().err.startswith(f'stopped by {number.name}; --resume')
     assert signal.getsignal(signal.SIGTERM) == before
