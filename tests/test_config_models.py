@@ -90,6 +90,7 @@ def small_model(cfg: Config) -> torch.nn.Module:
             model.neck.arch = arch
     shrink(cfg.model)
     backbone.init_cfg = None
+    cfg.model.pop('init_cfg', None)
     built = make_configs.build(cfg, 'cpu')
     built.init_weights()  # DINO's level embedding has no values before
     return revert_sync_batchnorm(built)
