@@ -33,7 +33,7 @@ class Source:
         model: From normalized images (B, C, H, W) to tensors in tuples and lists.
         names: What each part of the outputs is: a name for a tensor, and for a list of tensors,
             whose names get the index in the list.
-        metadata: What stands beside the file: the task, how to make the input, what is left to do
+        metadata: Content of the description file: task, how to make the input, what is left to do
             with the outputs.
         min_size: Shortest side of an image in pixels.
     """
