@@ -139,7 +139,8 @@ def build(config: Config, device: str = 'meta') -> nn.Module:
     """Build the model of a config in its toolkit, by default with sizes only."""
     scope = config.default_scope
     registry = __import__(f'{scope}.registry', fromlist=['MODELS']).MODELS
-    model = copy.deepcopy(config.model)  # building changes it
+    config = copy.deepcopy(config)  # building changes it
+    model = config.model
     if 'data_preprocessor' in config:  # where mmpretrain's runner looks for it
         model.setdefault('data_preprocessor', config.data_preprocessor)
     with DefaultScope.overwrite_default_scope(scope), torch.device(device):

@@ -32,7 +32,7 @@ REQUIREMENTS = {
 }
 COMPILER = ROOT / 'tools' / 'cxx_precompiled.py'
 # Versions that were built with torch's headers compiled once: a fifth of the time.
-PRECOMPILED = ('mmcv==2.1.0',)
+PRECOMPILED = ('mmcv==2.1.0', 'onedl-mmcv==2.3.6')
 UV = 'uv==0.13.9'
 # torch 2.1 was built up to Python 3.11.
 NEWEST_PYTHON = {'default': (3, 12), 'originals': (3, 11), 'lite': (3, 11)}
