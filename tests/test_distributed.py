@@ -18,18 +18,16 @@ from mmengine.model import MMDistributedDataParallel
 from torch import Tensor, distributed, multiprocessing, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy, size_based_auto_wrap_policy
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from mmvit_backbones.backbones.twins_svt import TwinsSVTBlock
-from mmvit_backbones.backbones.xcit import XCiTBlock
+from mmvit_backbones.engine import shard
 from mmvit_backbones.registry import MODELS
 from tests.engine.test_resume import assert_same_end, make_runner, train_until
 from tests.models import SMALL, TWINS, XCIT
 from tests.utils import loss_of, randomize
 
 try:
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import fully_shard
 except ImportError:  # before torch 2.6
     fully_shard = None  # type: ignore[assignment]
 
@@ -82,21 +80,6 @@ def wrap_each_linear(model: nn.Module) -> nn.Module:
     )
 
 
-def shard_blocks(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """As docs/distributed.md says."""
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    # BatchNorm computes in float32: its running statistics are float32, too.
-    norm_policy = MixedPrecisionPolicy(param_dtype=torch.float32, output_dtype=dtype)
-    modules = list(model.modules())
-    for module in modules:
-        if isinstance(module, _BatchNorm):
-            fully_shard(module, mp_policy=norm_policy)
-    for module in modules:
-        if isinstance(module, (TwinsSVTBlock, XCiTBlock)):
-            fully_shard(module, mp_policy=policy)
-    return fully_shard(model, mp_policy=policy)
-
-
 def frozen_xcit() -> nn.Module:
     """With all BatchNorms in evaluation mode, the stem's frozen."""
     return SMALL['xcit'](frozen_stages=0, norm_eval=True)
@@ -108,11 +91,11 @@ SHARDED: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], nn.Modul
     for how in (wrap_by_size, wrap_each_linear)
 }
 if fully_shard is not None:
-    in_bfloat16 = partial(shard_blocks, dtype=torch.bfloat16)
+    in_bfloat16 = partial(shard, param_dtype=torch.bfloat16)
     SHARDED |= {
-        'shard_blocks twins': (SMALL['twins'], shard_blocks, 1e-5),
-        'shard_blocks xcit': (SMALL['xcit'], shard_blocks, 1e-5),
-        'shard_blocks frozen xcit': (frozen_xcit, shard_blocks, 1e-5),
+        'shard twins': (SMALL['twins'], shard, 1e-5),
+        'shard xcit': (SMALL['xcit'], shard, 1e-5),
+        'shard frozen xcit': (frozen_xcit, shard, 1e-5),
         'bfloat16 twins': (SMALL['twins'], in_bfloat16, 0.1),
         'bfloat16 xcit': (SMALL['xcit'], in_bfloat16, 0.1),
         'bfloat16 frozen xcit': (frozen_xcit, in_bfloat16, 0.1),
@@ -181,11 +164,38 @@ def check_resumed_run(folder: Path) -> None:
     assert_same_end(folder / 'whole', folder / 'killed', 'epoch_4.pth')
 
 
+def check_sharded_run(folder: Path) -> None:
+    """With sharded parameters a run ends as under DDP, killed and resumed or not."""
+    hooks = [{'type': 'mmvit_backbones.FullyShardHook'}]
+    for name, resume, kill, hooks_ in (
+        ('ddp', False, None, []),
+        ('sharded', False, None, hooks),
+        ('killed', False, 5, hooks),
+        ('killed', True, None, hooks),
+    ):
+        torch.manual_seed(0)
+        runner = make_runner(
+            folder / name,
+            resume=resume,
+            wrap=MMDistributedDataParallel,
+            launcher='pytorch',
+            hooks=hooks_,
+        )
+        if kill is None:
+            runner.train()
+        else:
+            train_until(runner, kill)
+        barrier()
+    assert_same_end(folder / 'sharded', folder / 'killed', 'epoch_4.pth')
+    assert_same_end(folder / 'ddp', folder / 'killed', 'epoch_4.pth')
+
+
 def checks(folder: Path) -> dict[str, Callable[[], Any]]:
     return {
         **{f'DDP {backbone}': partial(check_ddp, backbone) for backbone in BACKBONES},
         **{f'FSDP {name}': partial(check_fsdp, *SHARDED[name]) for name in SHARDED},
-        'resumed run': partial(check_resumed_run, folder),
+        'resumed run': partial(check_resumed_run, folder / 'resumed'),
+        **({'sharded run': partial(check_sharded_run, folder / 'sharded')} if fully_shard else {}),
     }
 
 

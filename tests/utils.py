@@ -104,9 +104,10 @@ def check_compiled(model: nn.Module, sizes: Sequence[tuple[int, int]]) -> None:
 def check_autocast(model: nn.Module, dtype: torch.dtype) -> None:
     """Under autocast, be as close to double precision as the reference is.
 
-    The errors of single gradients depend on how roundings fall, so those get more room.
+    How the roundings of one image fall is chance: single images differ by a third either way. So
+    several count, and the errors of single gradients get more room.
     """
-    x = torch.randn(2, 3, 97, 125, generator=torch.manual_seed(0))
+    x = torch.randn(6, 3, 97, 125, generator=torch.manual_seed(0))
 
     def run(x: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, list[Tensor]]:
         with torch.autocast('cpu', dtype=dtype, enabled=dtype is not None):
@@ -120,7 +121,7 @@ def check_autocast(model: nn.Module, dtype: torch.dtype) -> None:
         plain, plain_gradients = run(x, dtype)
         model.double()
         exact, exact_gradients = run(x.double())
-    assert float((ours - exact).norm()) <= 1.1 * float((plain - exact).norm())
+    assert float((ours - exact).norm()) <= 1.2 * float((plain - exact).norm())
     assert all(bool(gradient.isfinite().all()) for gradient in our_gradients)
 
     def typical_error(gradients: list[Tensor]) -> float:

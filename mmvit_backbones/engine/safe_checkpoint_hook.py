@@ -19,6 +19,7 @@ from mmengine.runner import BaseLoop, Runner
 
 from mmvit_backbones.checkpoints.errors import CheckpointError
 from mmvit_backbones.engine.finite_loss_hook import check_weights
+from mmvit_backbones.engine.fully_shard_hook import gather, is_sharded
 from mmvit_backbones.engine.random_state import RandomStates
 from mmvit_backbones.engine.resume import POINTER, check_resumable, find_resumable
 from mmvit_backbones.registry import HOOKS
@@ -134,6 +135,7 @@ class SafeCheckpointHook(CheckpointHook):
             raise ValueError(f'out_dir must be a folder on a local disk, got {self.out_dir!r}')
         self.random_states = RandomStates()
         self._saved_ranks: list[dict[str, Any]] | None = None
+        self._gathered: dict[str, Any] = {}
 
     def before_run(self, runner: Runner) -> None:
         """Choose the checkpoint to resume from."""
@@ -188,7 +190,8 @@ class SafeCheckpointHook(CheckpointHook):
         self.random_states.leave_val()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Add the random states of all ranks."""
+        """Add the random states of all ranks, and the whole of what is sharded."""
+        checkpoint.update({key: self._gathered[key] for key in self._gathered if key in checkpoint})
         ranks = self._saved_ranks or self.random_states.before_val
         if ranks is not None:
             self.random_states.save(runner, checkpoint, ranks)
@@ -201,6 +204,7 @@ class SafeCheckpointHook(CheckpointHook):
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         check_weights(runner.model)
         self._saved_ranks = self.random_states.gather()
+        self._gather(runner)
         limited = self.max_keep_ckpts > 0
         if limited:
             if step not in self.keep_ckpt_ids:
@@ -222,6 +226,7 @@ class SafeCheckpointHook(CheckpointHook):
             **self.args,
         )
         self._saved_ranks = None
+        self._gathered = {}
         if is_main_process():
             write_whole(Path(runner.work_dir) / POINTER, str(self.last_ckpt).encode())
         while limited and len(self.keep_ckpt_ids) > self.max_keep_ckpts:
@@ -229,8 +234,21 @@ class SafeCheckpointHook(CheckpointHook):
             if is_main_process():
                 old.unlink(missing_ok=True)
 
+    def _gather(self, runner: Runner) -> None:
+        """Gather what is sharded; in all processes, since the first alone writes a checkpoint."""
+        if is_sharded(runner.model):
+            self._gathered = gather(
+                {
+                    'state_dict': runner.model.state_dict(),
+                    'optimizer': runner.optim_wrapper.state_dict(),
+                }
+            )
+
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        if self.save_best:
+            self._gather(runner)
         super()._save_best_checkpoint(runner, metrics)
+        self._gathered = {}
         best = [getattr(self, 'best_ckpt_path', None)]
         best += getattr(self, 'best_ckpt_path_dict', {}).values()
         self.file_backend.remove_except({str(path) for path in best if path})

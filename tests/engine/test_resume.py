@@ -6,13 +6,14 @@ import functools
 import itertools
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
@@ -67,6 +68,7 @@ def make_runner(
     wrap: Callable[[BaseModel], Any] = lambda model: model,
     launcher: str = 'none',
     randomness: dict[str, Any] | None = None,
+    hooks: Sequence[dict[str, Any]] = (),
 ) -> Runner:
     def loader(shuffle: bool, sampler: str = '') -> dict[str, Any]:
         default = 'DefaultSampler' if by_epoch or not shuffle else 'InfiniteSampler'
@@ -95,6 +97,7 @@ def make_runner(
             'sampler_seed': {'type': 'DistSamplerSeedHook'},
             'checkpoint': {'type': 'mmvit_backbones.SafeCheckpointHook', **interval},
         },
+        custom_hooks=list(hooks),
         randomness=randomness or {'seed': seed},
         launcher=launcher,
         load_from=load_from,
@@ -114,16 +117,18 @@ def train(runner: Runner) -> None:
                 loader._iterator._shutdown_workers()
 
 
+class Kill(Hook):
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        if runner.iter == self.iteration:
+            raise Killed
+
+
 def train_until(runner: Runner, iteration: int) -> None:
     """Train and break off before an iteration, as SIGKILL would."""
-    step = runner.model.train_step
-
-    def stop(*args: Any, **kwargs: Any) -> Any:
-        if runner.iter == iteration:
-            raise Killed
-        return step(*args, **kwargs)
-
-    runner.model.train_step = stop
+    runner.register_hook(Kill(iteration))
     with pytest.raises(Killed):
         train(runner)
 
