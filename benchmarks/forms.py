@@ -167,7 +167,7 @@ def build_pass(
     model, images = _build(network, subject, parts, run, images)
     call: Callable[[Tensor], Any] = model
     if parts & {'compiled', 'frozen'}:
-        options = {'freezing': True} if 'frozen' in parts else None
+        options: Any = {'freezing': True} if 'frozen' in parts else None
         call = torch.compile(model, dynamic=False, options=options)
     for name in parts & {*EXPORTED}:
         call = _exported(model, name, images)

@@ -132,7 +132,8 @@ def measure(
         precision = forms.precision(contender.form)
         share = work / middle / peak_rates[precision]
         found = (precision, middle, high - low, min(spent), turns, memory[contender], share)
-        rows.append(Row(*astuple(setting), *contender, *found))
+        values: tuple[Any, ...] = (*astuple(setting), *contender, *found)
+        rows.append(Row(*values))
     return rows
 
 
@@ -244,9 +245,14 @@ def _read_status(key: str) -> int:
     return int(found[1])
 
 
-def matmul_rates(device: torch.device) -> dict[str, float]:
-    """Return multiply-adds a second of a large square matrix product by precision, medians of 9."""
-    size = 8192 if device.type == 'cuda' else 2048
+def matmul_rates(device: torch.device, size: int | None = None) -> dict[str, float]:
+    """Return multiply-adds a second of a square matrix product by precision, medians of 9.
+
+    Args:
+        device: Where.
+        size: Rows and columns; by default large enough for the device.
+    """
+    size = size or (8192 if device.type == 'cuda' else 2048)
     rates = {}
     for precision, dtype in ((forms.FP32, torch.float32), (forms.HALF, torch.bfloat16)):
         a = torch.randn(size, size, device=device).to(dtype)

@@ -224,10 +224,10 @@ def draw_speed(bests: Sequence[Best], path: Path) -> None:
     figure = Figure(figsize=(2 + 1.2 * len(labels), 3.6), layout='constrained')
     axis = figure.subplots()
     for run, shift, colour in (('forward', -0.19, BLUE), ('train', 0.19, ORANGE)):
-        chosen = [(labels.index(name), b) for name, b in zip(names, bests, strict=True)]
-        chosen = [(place + shift, b) for place, b in chosen if b.ours.run == run]
+        chosen = [(name, b) for name, b in zip(names, bests, strict=True) if b.ours.run == run]
+        places = [labels.index(name) + shift for name, _ in chosen]
         heights = [b.speedup for _, b in chosen]
-        bars = axis.bar([place for place, _ in chosen], heights, 0.36, color=colour, label=run)
+        bars = axis.bar(places, heights, 0.36, color=colour, label=run)
         axis.bar_label(bars, fmt='%.2f', fontsize=8)
     axis.axhline(1, color='black', linewidth=1)
     axis.set(xticks=range(len(labels)), ylabel='our fastest form over the fastest peer')

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,16 +10,10 @@ import torch
 from benchmarks import forms
 from mmvit_backbones import kernels
 from mmvit_backbones.kernels.dispatch import Dispatcher
-from mmvit_backbones.layers.seam import get_dispatcher, use_dispatcher
+from mmvit_backbones.layers.seam import get_dispatcher
 
 NETWORK = 'xcit_nano_12_p16'
 IMAGES = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(autouse=True)
-def _kernels_as_before() -> Iterator[None]:
-    with use_dispatcher(get_dispatcher()):
-        yield
 
 
 def run(form: str, subject: str = 'ours', run: str = 'forward') -> list[torch.Tensor]:

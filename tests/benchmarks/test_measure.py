@@ -9,10 +9,16 @@ import pytest
 import torch
 
 from benchmarks import ablate, forms, run
-from benchmarks.measure import Contender, Row, Setting, measure
+from benchmarks.measure import Contender, Row, Setting, matmul_rates, measure
 from benchmarks.report import read_csv
 
 CPU = torch.device('cpu')
+
+
+@pytest.fixture(autouse=True)
+def _small_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    for program in (run, ablate):
+        monkeypatch.setattr(program, 'matmul_rates', lambda device: matmul_rates(device, size=64))
 
 
 def test_who_fails_is_left_out(
