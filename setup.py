@@ -11,7 +11,6 @@ ROOT = Path(__file__).parent
 
 # Programs for developers, which need the checkout around them.
 FOR_DEVELOPERS = (
-    'benchmark.py',
     'cxx_precompiled.py',
     'make_configs.py',
     'setup_env.py',

@@ -67,6 +67,7 @@ TAKEN_OVER = {
         for readme in sorted((ROOT / 'configs').glob('*/README.md'))
     },
     ROOT / 'mmvit_backbones' / 'kernels' / 'README.md': DOCS / 'taken_over' / 'kernels.md',
+    ROOT / 'benchmarks' / 'README.md': DOCS / 'taken_over' / 'benchmarks.md',
     ROOT / 'CONTRIBUTING.md': DOCS / 'taken_over' / 'contributing.md',
     ROOT / 'CHANGELOG.md': DOCS / 'taken_over' / 'changelog.md',
 }

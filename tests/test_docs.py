@@ -25,6 +25,7 @@ PAGES = sorted(
         *(DOCS / f'{name}.md' for name in ('numbers', 'faq', 'architecture', 'api')),
         *(page for page in (DOCS / 'how_to').glob('*.md') if page.stem != 'predict'),
         ROOT / 'CONTRIBUTING.md',
+        ROOT / 'benchmarks' / 'README.md',
     ]
 )
 BLOCK = re.compile(r'(?:<!-- ([^\n]*) -->\n)?```(\w+)\n(.*?)```', re.DOTALL)
@@ -77,9 +78,12 @@ def test_commands_name_what_exists(page: Path) -> None:
         for path in re.findall(r'\b(?:tools|configs|tests|docs)/[\w./-]+', code):
             assert (ROOT / path).exists(), f'{path} in {page.name}'
         for line in code.replace('\\\n', ' ').splitlines():
-            tool = re.search(r'tools/\w+\.py', line)
+            line = re.sub(r'-m benchmarks\.(\w+)', r'benchmarks/\1.py', line)
+            tool = re.search(r'(tools|benchmarks)/\w+\.py', line)
             for flag in re.findall(r'\s(--[a-z-]+)', line) if tool else ():
                 source = (ROOT / tool[0]).read_text(encoding='utf-8')
+                if tool[1] == 'benchmarks':  # its programs share flags
+                    source += (ROOT / 'benchmarks' / 'run.py').read_text(encoding='utf-8')
                 if tool[0] in ('tools/train.py', 'tools/test.py'):  # flags of the toolkits' own
                     source = (tools_folder('mmpretrain') / Path(tool[0]).name).read_text()
                 assert f"'{flag}'" in source, f'{flag} of {tool[0]} in {page.name}'

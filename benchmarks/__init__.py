@@ -1,0 +1,1 @@
+"""Speed and memory of our backbones in every form, beside every peer in every form."""

@@ -1,0 +1,100 @@
+"""Contenders in processes of their own, and the two commands."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import ablate, forms, run
+from benchmarks.measure import Contender, Row, Setting, matmul_rates, measure
+from benchmarks.report import read_csv
+
+CPU = torch.device('cpu')
+
+
+@pytest.fixture(autouse=True)
+def _small_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    for program in (run, ablate):
+        monkeypatch.setattr(program, 'matmul_rates', lambda device: matmul_rates(device, size=64))
+
+
+def test_who_fails_is_left_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here by an argument that the pass cannot have, and by a variable that forbids the import."""
+    monkeypatch.setattr(forms, 'MALLOC', {'MMVIT_KERNELS': 'nonsense'})
+    contenders = [Contender('mmseg', 'eager'), Contender('ours', 'malloc')]
+    setting = Setting('xcit_nano_12_p16', 64, 64, 1, 'forward')
+    assert measure(setting, contenders, CPU, dict(fp32=1e9, half=1e9)) == []
+    printed = capsys.readouterr().out
+    assert "mmseg eager is left out: KeyError: 'mmseg'" in printed
+    assert 'ours malloc is left out: its process ended with 1' in printed
+
+
+def test_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / 'results.csv'
+    arguments = [
+        *('run', '--networks', 'xcit_nano_12_p16', '--sizes', '64x96x2', '--seconds', '0'),
+        *('--subjects', 'ours', 'timm', '--forms', 'eager', 'checkpointed'),
+        *('--passes', 'train', '--device', 'cpu', '--threads', '1', '--out', str(out)),
+    ]
+    monkeypatch.setattr(sys, 'argv', arguments)
+    run.main()
+    rows = read_csv(out)
+    contenders = [('ours', 'eager'), ('ours', 'checkpointed'), ('timm', 'eager')]
+    assert [(row.subject, row.form) for row in rows] == contenders
+    for row in rows:
+        assert (row.batch, row.height, row.width, row.turns) == (2, 64, 96, 3)
+        assert 0 < row.fastest <= row.seconds
+        assert row.mebibytes is None or row.mebibytes > 0
+        assert row.peak_share > 0
+
+
+def test_ablate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Contenders whose time is known: each kernel and the remedy save what they are said to."""
+    saves = {'norm_mlp': 4.0, 'conv_stem': 2.0, 'local_interaction': 1.0}
+
+    def known(setting: Setting, contenders: list[Contender], *_: object) -> list[Row]:
+        rows = []
+        for subject, form in contenders:
+            parts = forms.parse_form(form)
+            only = [name for name in saves if f'only-{name}' in parts]
+            runs = [
+                name
+                for name in saves
+                if 'reference' not in parts
+                and f'without-{name}' not in parts
+                and (not only or name in only)
+            ]
+            seconds = 20 - sum(saves[name] for name in runs) - ('malloc' in parts) * 10
+            row = Row(
+                **vars(setting), subject=subject, form=form, precision='fp32', seconds=seconds,
+                iqr=0.2, fastest=seconds, turns=3, mebibytes=None, peak_share=1.0,
+            )  # fmt: skip
+            rows.append(row)
+        return rows
+
+    monkeypatch.setattr(ablate, 'measure', known)
+    monkeypatch.setattr(ablate, 'REMEDIES', ('malloc', 'frozen', 'checkpointed'))
+    arguments = [
+        *('ablate', '--networks', 'xcit_nano_12_p16', '--sizes', '64x64', '--passes', 'forward'),
+        *('--forms', 'eager', '--device', 'cpu', '--out', str(tmp_path / 'kernels.csv')),
+    ]
+    monkeypatch.setattr(sys, 'argv', arguments)
+    ablate.main()
+    lines = (tmp_path / 'kernels.md').read_text().splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
+    assert [(c[0], c[5], c[6], c[7]) for c in cells] == [
+        ('all kernels', '+35.0%', '', ''),
+        ('conv_stem', '+10.0%', '+13.3%', ''),
+        ('local_interaction', '+5.0%', '+7.1%', ''),
+        ('norm_mlp', '+20.0%', '+23.5%', ''),
+        ('malloc', '+50.0%', '+76.9%', ''),
+    ]
+    assert len(read_csv(tmp_path / 'kernels.csv')) == 8 + 4
+    assert 'kernels.csv' in capsys.readouterr().out
