@@ -69,13 +69,14 @@ def _mmpretrain(network: str) -> nn.Module:
 
     ours = sizes_of(network)
     if isinstance(ours, TwinsSVT):
-        settings = dict(qkv_bias=True, out_indices=ours.out_indices)
-        arch = network.removeprefix('twins_svt_')
-        return MODELS.build(dict(type='mmpretrain.SVT', arch=arch, **settings))
+        settings: dict[str, Any] = dict(qkv_bias=True, out_indices=ours.out_indices)
+        settings |= dict(arch=network.removeprefix('twins_svt_'))
+        return MODELS.build(dict(type='mmpretrain.SVT', **settings))
     arch = ours.arch
-    sizes = dict(embed_dims=arch.embed_dims, depth=arch.depth, num_heads=arch.num_heads)
-    sizes |= dict(patch_size=ours.out_strides[0], mlp_ratio=4, qkv_bias=True)
-    sizes |= dict(layer_scale_init_value=arch.layer_scale, tokens_norm=arch.tokens_norm)
+    sizes: dict[str, Any] = dict(depth=arch.depth, num_heads=arch.num_heads)
+    sizes |= dict(embed_dims=arch.embed_dims, patch_size=ours.out_strides[0], mlp_ratio=4)
+    sizes |= dict(layer_scale_init_value=arch.layer_scale, qkv_bias=True)
+    sizes |= dict(tokens_norm=arch.tokens_norm)
     outputs = dict(out_type='featmap', out_indices=ours.out_indices)
     return MODELS.build(dict(type='mmpretrain.XCiT', **sizes, **outputs))
 

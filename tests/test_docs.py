@@ -81,7 +81,7 @@ def test_commands_name_what_exists(page: Path) -> None:
             line = re.sub(r'-m benchmarks\.(\w+)', r'benchmarks/\1.py', line)
             tool = re.search(r'(tools|benchmarks)/\w+\.py', line)
             for flag in re.findall(r'\s(--[a-z-]+)', line) if tool else ():
-                source = (ROOT / tool[0]).read_text(encoding='utf-8')
+                source = "'--help'" + (ROOT / tool[0]).read_text(encoding='utf-8')
                 if tool[1] == 'benchmarks':  # its programs share flags
                     source += (ROOT / 'benchmarks' / 'run.py').read_text(encoding='utf-8')
                 if tool[0] in ('tools/train.py', 'tools/test.py'):  # flags of the toolkits' own
