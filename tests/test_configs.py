@@ -25,6 +25,8 @@ pytestmark = [
     pytest.mark.filterwarnings('ignore:Default ``avg_non_ignore`` is False:UserWarning'),
     # mmdet's RetinaHead and ATSSHead about themselves.
     pytest.mark.filterwarnings('ignore:DeprecationWarning. `num_anchors`:UserWarning'),
+    # mmdet's FCNMaskHead, of averaged masks.
+    pytest.mark.filterwarnings('ignore:To copy construct from a tensor:UserWarning'),
     # MMEngine leaves a temporary file of each config to the garbage collector.
     pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning'),
 ]
@@ -144,6 +146,8 @@ MEANT = [
     (r'backbone\..*|channels|depth', None, ...),
     (r'tta_(model|pipeline).*', None, ...),
 ]
+# mmseg 1.2.2 fails at weights of classes where pixels are ignored.
+MEANT_OF_TOYS = [(r'class_weight|losses|model\.\w+_head\.loss_decode.*', ..., ...)]
 RECORDED = json.loads(lzma.decompress((ROOT / 'tests/recorded/recipes.json.xz').read_bytes()))
 
 
@@ -170,10 +174,11 @@ def test_resolves_to_the_recorded_recipe(path: str) -> None:
         for key in before.keys() | now.keys()
         if before.get(key) != now.get(key)
     }
+    meant = [*MEANT, *MEANT_OF_TOYS] if '/shapes/' in path else MEANT
     for key, (old, new) in changes.items():
         assert any(
             re.fullmatch(pattern, key) and was in (old, ...) and is_ in (new, ...)
-            for pattern, was, is_ in MEANT
+            for pattern, was, is_ in meant
         ), f'{key}: {old!r} before, {new!r} now'
 
 

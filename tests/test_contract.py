@@ -141,6 +141,18 @@ def test_channels_last_input_gives_the_same(name: str, mode: str) -> None:
 
 @BOTH_MODES
 @EVERY_MODEL
+def test_outputs_are_contiguous(name: str, mode: str) -> None:
+    """RoIAlign of mmcv reads others wrongly."""
+    model = MODELS[name]().eval()
+    for x in (images(64, 96), images(50, 70)):
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            with torch.no_grad(), kernels.use(mode):
+                outputs = as_maps(model(x.contiguous(memory_format=memory_format)))
+            assert all(output.is_contiguous() for output in outputs)
+
+
+@BOTH_MODES
+@EVERY_MODEL
 def test_empty_batch(name: str, mode: str) -> None:
     model = MODELS[name]().eval()
     with kernels.use(mode):

@@ -15,7 +15,6 @@ _base_ = [
     '../_base_/models/mask2former_semantic.py',
     '../_base_/datasets/ade20k_512x512_shortest-edge.py',
     '../_base_/schedules/mask2former_ade20k_160k.py',
-    '../_base_/seg_runtime.py',
 ]
 
 model = dict(
@@ -24,14 +23,4 @@ model = dict(
 )
 
 # The first layer learns at 0.85 ** 13 = 0.12 of the rate of the head.
-optim_wrapper = dict(
-    paramwise_cfg=dict(
-        layer_decay_rate=0.85,
-        custom_keys={
-            'query_embed': dict(decay_mult=0.0),
-            'query_feat': dict(decay_mult=0.0),
-            'level_embed': dict(decay_mult=0.0),
-        },
-    )
-)
-default_hooks = dict(checkpoint=dict(by_epoch=False, interval=5000))
+optim_wrapper = dict(paramwise_cfg=dict(layer_decay_rate=0.85))

@@ -15,7 +15,6 @@ _base_ = [
     '../_base_/models/mask2former_instance.py',
     '../_base_/datasets/coco_instance_lsj.py',
     '../_base_/schedules/mask2former_coco_50e.py',
-    '../_base_/det_runtime.py',
 ]
 
 model = dict(
@@ -24,15 +23,4 @@ model = dict(
 )
 
 # The first layer learns at 0.85 ** 13 = 0.12 of the rate of the head.
-optim_wrapper = dict(
-    paramwise_cfg=dict(
-        layer_decay_rate=0.85,
-        custom_keys={
-            'query_embed': dict(decay_mult=0.0),
-            'query_feat': dict(decay_mult=0.0),
-            'level_embed': dict(decay_mult=0.0),
-        },
-    )
-)
-default_hooks = dict(checkpoint=dict(by_epoch=False, interval=5000))
-log_processor = dict(by_epoch=False)
+optim_wrapper = dict(paramwise_cfg=dict(layer_decay_rate=0.85))

@@ -13,9 +13,7 @@ No number is reported for this model, by the papers or by us.
 _base_ = [
     '../_base_/backbones/xcit-s12-p16.py',
     '../_base_/models/rtmdet-l.py',
-    '../_base_/datasets/coco_detection_mosaic-640.py',
     '../_base_/schedules/rtmdet_100e.py',
-    '../_base_/det_runtime.py',
 ]
 
 # The pyramid starts at stride 8: the layers that make stride 4 would get no gradient.
@@ -34,18 +32,3 @@ model = dict(
 
 # The first layer learns at 0.85 ** 13 = 0.12 of the rate of the head.
 optim_wrapper = dict(paramwise_cfg=dict(layer_decay_rate=0.85))
-default_hooks = dict(checkpoint=dict(interval=10))
-custom_hooks = [
-    dict(
-        type='EMAHook',
-        ema_type='ExpMomentumEMA',
-        momentum=0.0002,
-        update_buffers=True,
-        priority=49,
-    ),
-    dict(
-        type='PipelineSwitchHook',
-        switch_epoch=90,
-        switch_pipeline=_base_.train_pipeline_stage2,
-    ),
-]

@@ -18,8 +18,11 @@ _base_ = [
 
 # Group norms: the pooling branch norms single pixels, which batch norm can't with one image.
 norm_cfg = dict(type='GN', num_groups=8)
-# Nine pixels in ten are background.
-class_weight = [0.3, 1.0, 1.0, 1.0, 1.0]
+# Nine pixels in ten are background: a loss of pixels, and one of the IoU of each class.
+losses = [
+    dict(type='CrossEntropyLoss', loss_weight=1.0),
+    dict(type='LovaszLoss', reduction='none', loss_weight=1.0),
+]
 model = dict(
     data_preprocessor=dict(size=(160, 160)),
     backbone=_base_.backbone,
@@ -28,14 +31,13 @@ model = dict(
         channels=64,
         num_classes=5,
         norm_cfg=norm_cfg,
-        loss_decode=dict(class_weight=class_weight),
+        loss_decode=losses,
     ),
     auxiliary_head=dict(
         in_channels=_base_.channels[2],
         channels=64,
         num_classes=5,
         norm_cfg=norm_cfg,
-        loss_decode=dict(class_weight=class_weight),
     ),
 )
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=200, max_keep_ckpts=2))

@@ -29,7 +29,7 @@ from mmvit_backbones.layers.patch_embed import PatchEmbed
 from mmvit_backbones.layers.position import PositionEncodingGenerator
 from mmvit_backbones.layers.seam import replaceable
 from mmvit_backbones.layers.subsampled_attention import SubsampledAttention
-from mmvit_backbones.layers.tokens import Size, to_map
+from mmvit_backbones.layers.tokens import Size, as_contiguous, to_map
 from mmvit_backbones.layers.variant import PAPER, VIT_PYTORCH, check_variant
 from mmvit_backbones.layers.window_attention import WindowAttention
 from mmvit_backbones.registry import MODELS
@@ -312,7 +312,7 @@ class TwinsSVT(Backbone):
             x = to_map(self.norm_list[i](tokens), size)  # (B, C, H, W)
             if i in self.out_indices:
                 maps.append(x)
-        return tuple(maps)
+        return as_contiguous(maps)
 
     @property
     def num_layers(self) -> int:

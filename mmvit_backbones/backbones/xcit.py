@@ -34,7 +34,7 @@ from mmvit_backbones.layers.mlp import MLP
 from mmvit_backbones.layers.patch_embed import PatchEmbed
 from mmvit_backbones.layers.position import FourierPosition, LearnedPosition
 from mmvit_backbones.layers.seam import replaceable
-from mmvit_backbones.layers.tokens import Size, ceil_div, crop, to_map
+from mmvit_backbones.layers.tokens import Size, as_contiguous, ceil_div, crop, to_map
 from mmvit_backbones.layers.variant import PAPER, check_variant
 from mmvit_backbones.necks.pyramid import PYRAMID_STRIDES, DeconvPoolPyramid
 from mmvit_backbones.registry import MODELS
@@ -348,9 +348,9 @@ class XCiT(Backbone):
             if i in self.out_indices:
                 maps.append(to_map(x, size))
         if self.pyramid is None:
-            return tuple(maps)
+            return as_contiguous(maps)
         # Tokens cover whole patches, so finer feature maps can reach over the image's border.
-        return tuple(
+        return as_contiguous(
             crop(feature_map, (ceil_div(height, stride), ceil_div(width, stride)))
             for feature_map, stride in zip(self.pyramid(maps), self.out_strides, strict=True)
         )

@@ -3,10 +3,12 @@
 Legend: B batch, H x W = N tokens, C channels.
 
 The channels come last in memory: a feature map viewed from tokens is in channels_last format, and
-so is the output of a convolution on it.
+so is the output of a convolution on it. What a backbone returns is contiguous.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +27,15 @@ def to_map(tokens: Tensor, size: Size) -> Tensor:
 def to_tokens(feature_map: Tensor) -> Tensor:
     """View a feature map (B, C, H, W) as tokens (B, N, C)."""
     return feature_map.flatten(2).transpose(1, 2)
+
+
+def as_contiguous(feature_maps: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """Lay feature maps (B, C, H, W) out row by row, as heads may take for granted.
+
+    mmcv's RoIAlign does: from maps in channels_last format it mixes up places and channels, without
+    a word (https://github.com/open-mmlab/mmcv/issues/2203).
+    """
+    return tuple(feature_map.contiguous() for feature_map in feature_maps)
 
 
 def ceil_div(dividend: int, divisor: int) -> int:

@@ -1,8 +1,11 @@
-# Mask2Former for semantic segmentation, after mmseg's config for Swin-T. The decoders are mmdet's, which
-# must be installed. A leaf adds the backbone and the channels of its feature maps.
+# Mask2Former for semantic segmentation, after mmseg's config for Swin-T: the decoders are those for
+# instances, from mmdet, which must be installed. A leaf adds the backbone and the channels of its
+# feature maps.
+_base_ = ['./mask2former_instance.py']
 custom_imports = dict(imports=['mmdet.models'], allow_failed_imports=False)
 num_classes = 150
 model = dict(
+    _delete_=True,
     type='EncoderDecoder',
     data_preprocessor=dict(
         type='SegDataPreProcessor',
@@ -24,83 +27,25 @@ model = dict(
         num_queries=100,
         num_transformer_feat_level=3,
         pixel_decoder=dict(
-            type='mmdet.MSDeformAttnPixelDecoder',
-            num_outs=3,
-            norm_cfg=dict(type='GN', num_groups=32),
-            act_cfg=dict(type='ReLU'),
-            encoder=dict(
-                num_layers=6,
-                layer_cfg=dict(
-                    self_attn_cfg=dict(
-                        embed_dims=256,
-                        num_heads=8,
-                        num_levels=3,
-                        num_points=4,
-                        dropout=0.0,
-                        batch_first=True,
-                    ),
-                    ffn_cfg=dict(
-                        embed_dims=256,
-                        feedforward_channels=1024,
-                        num_fcs=2,
-                        ffn_drop=0.0,
-                        act_cfg=dict(type='ReLU', inplace=True),
-                    ),
-                ),
-            ),
-            positional_encoding=dict(num_feats=128, normalize=True),
+            _base_.model.panoptic_head.pixel_decoder, type='mmdet.MSDeformAttnPixelDecoder'
         ),
         enforce_decoder_input_project=False,
         positional_encoding=dict(num_feats=128, normalize=True),
-        transformer_decoder=dict(
-            return_intermediate=True,
-            num_layers=9,
-            layer_cfg=dict(
-                self_attn_cfg=dict(
-                    embed_dims=256, num_heads=8, attn_drop=0.0, proj_drop=0.0, batch_first=True
-                ),
-                cross_attn_cfg=dict(
-                    embed_dims=256, num_heads=8, attn_drop=0.0, proj_drop=0.0, batch_first=True
-                ),
-                ffn_cfg=dict(
-                    embed_dims=256,
-                    feedforward_channels=2048,
-                    num_fcs=2,
-                    ffn_drop=0.0,
-                    act_cfg=dict(type='ReLU', inplace=True),
-                ),
-            ),
-            init_cfg=None,
-        ),
+        transformer_decoder=_base_.model.panoptic_head.transformer_decoder,
         loss_cls=dict(
+            _base_.model.panoptic_head.loss_cls,
             type='mmdet.CrossEntropyLoss',
-            use_sigmoid=False,
-            loss_weight=2.0,
-            reduction='mean',
             class_weight=[1.0] * num_classes + [0.1],
         ),
-        loss_mask=dict(
-            type='mmdet.CrossEntropyLoss', use_sigmoid=True, reduction='mean', loss_weight=5.0
-        ),
-        loss_dice=dict(
-            type='mmdet.DiceLoss',
-            use_sigmoid=True,
-            activate=True,
-            reduction='mean',
-            naive_dice=True,
-            eps=1.0,
-            loss_weight=5.0,
-        ),
+        loss_mask=dict(_base_.model.panoptic_head.loss_mask, type='mmdet.CrossEntropyLoss'),
+        loss_dice=dict(_base_.model.panoptic_head.loss_dice, type='mmdet.DiceLoss'),
         train_cfg=dict(
-            num_points=12544,
-            oversample_ratio=3.0,
-            importance_sample_ratio=0.75,
+            _base_.model.train_cfg,
             assigner=dict(
                 type='mmdet.HungarianAssigner',
                 match_costs=[
-                    dict(type='mmdet.ClassificationCost', weight=2.0),
-                    dict(type='mmdet.CrossEntropyLossCost', weight=5.0, use_sigmoid=True),
-                    dict(type='mmdet.DiceCost', weight=5.0, pred_act=True, eps=1.0),
+                    dict(cost, type=f'mmdet.{cost.type}')
+                    for cost in _base_.model.train_cfg.assigner.match_costs
                 ],
             ),
             sampler=dict(type='mmdet.MaskPseudoSampler'),

@@ -1,17 +1,9 @@
 # The head of SegFormer, after mmseg's configs for MiT. A leaf adds the backbone and the channels of its
 # feature maps.
+_base_ = ['./segmentor.py']
+
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
-    type='EncoderDecoder',
-    data_preprocessor=dict(
-        type='SegDataPreProcessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_val=0,
-        seg_pad_val=255,
-        size=(512, 512),
-    ),
     decode_head=dict(
         type='SegformerHead',
         in_index=[0, 1, 2, 3],
@@ -22,6 +14,4 @@ model = dict(
         align_corners=False,
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
     ),
-    train_cfg=dict(),
-    test_cfg=dict(mode='whole'),
 )

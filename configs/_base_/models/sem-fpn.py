@@ -1,17 +1,9 @@
 # Semantic FPN, as in the Twins paper (section 4.2). A leaf adds the backbone and the channels of its
 # feature maps.
+_base_ = ['./segmentor.py']
+
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
-    type='EncoderDecoder',
-    data_preprocessor=dict(
-        type='SegDataPreProcessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_val=0,
-        seg_pad_val=255,
-        size=(512, 512),
-    ),
     neck=dict(
         type='FPN',
         out_channels=256,
@@ -29,6 +21,4 @@ model = dict(
         align_corners=False,
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
     ),
-    train_cfg=dict(),
-    test_cfg=dict(mode='whole'),
 )

@@ -1,5 +1,7 @@
 # 368,750 iterations = 50 epochs of COCO with the values of mmdet for Swin-T; the learning rate is for 8
 # GPUs x 2 images = 16. A leaf adds the decay of the learning rate by layer.
+_base_ = ['../det_runtime.py']
+
 train_cfg = dict(
     type='IterBasedTrainLoop',
     max_iters=368750,
@@ -14,6 +16,13 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
     clip_grad=dict(max_norm=0.01, norm_type=2),
     constructor='mmvit_backbones.LayerDecayOptimWrapperConstructor',
+    paramwise_cfg=dict(
+        custom_keys={
+            'query_embed': dict(decay_mult=0.0),
+            'query_feat': dict(decay_mult=0.0),
+            'level_embed': dict(decay_mult=0.0),
+        }
+    ),
 )
 param_scheduler = [
     dict(
@@ -26,3 +35,5 @@ param_scheduler = [
     ),
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=16)
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=5000))
+log_processor = dict(by_epoch=False)

@@ -1,5 +1,7 @@
 # 100 epochs of RTMDet with the values of mmdet for ConvNeXt-B; the learning rate is for 8 GPUs x 32
-# images = 256. A leaf adds the decay of the learning rate by layer and the hooks.
+# images = 256. Mosaic and mixup end with epoch 90. A leaf adds the decay of the learning rate by layer.
+_base_ = ['../datasets/coco_detection_mosaic-640.py', '../det_runtime.py']
+
 train_cfg = dict(
     type='EpochBasedTrainLoop', max_epochs=100, val_interval=10, dynamic_intervals=[(90, 1)]
 )
@@ -24,3 +26,18 @@ param_scheduler = [
     ),
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=256)
+default_hooks = dict(checkpoint=dict(interval=10))
+custom_hooks = [
+    dict(
+        type='EMAHook',
+        ema_type='ExpMomentumEMA',
+        momentum=0.0002,
+        update_buffers=True,
+        priority=49,
+    ),
+    dict(
+        type='PipelineSwitchHook',
+        switch_epoch=90,
+        switch_pipeline=_base_.train_pipeline_stage2,
+    ),
+]

@@ -1,0 +1,56 @@
+"""Cascade Mask R-CNN on a toy Twins-SVT, on the synthetic shapes: minutes on a CPU.
+
+Paper: none, the sizes are ours; Twins-SVT is https://arxiv.org/abs/2104.13840.
+Data: tools/make_shapes.py data/shapes
+Command: tools/train.py configs/shapes/cascade-mask-rcnn_twins-svt-toy_fpn_shapes.py
+Batch: 1 GPU x 4 images; 4 epochs.
+Weights: none, from scratch.
+Status: untested
+"""
+
+_base_ = [
+    '../_base_/backbones/twins-svt-toy.py',
+    '../_base_/models/cascade-mask-rcnn_fpn.py',
+    '../_base_/datasets/shapes_instance.py',
+    '../_base_/schedules/shapes_detection.py',
+    '../_base_/det_runtime.py',
+]
+
+# The shapes are 16 to 64 px wide: anchors have 16 px at stride 4, and RoIs of 16 px belong there.
+# Group norms let neck and heads learn from scratch.
+norm_cfg = dict(type='GN', num_groups=8)
+box_heads = [
+    dict(
+        head,
+        num_shared_convs=1,
+        in_channels=64,
+        conv_out_channels=64,
+        fc_out_channels=128,
+        num_classes=4,
+        norm_cfg=norm_cfg,
+    )
+    for head in _base_.box_heads
+]
+model = dict(
+    backbone=_base_.backbone,
+    neck=dict(in_channels=_base_.channels, out_channels=64, num_outs=4, norm_cfg=norm_cfg),
+    rpn_head=dict(
+        in_channels=64,
+        feat_channels=64,
+        anchor_generator=dict(scales=[4], strides=[4, 8, 16, 32]),
+    ),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=64, finest_scale=16),
+        bbox_head=box_heads,
+        mask_roi_extractor=dict(out_channels=64, finest_scale=16),
+        mask_head=dict(
+            num_convs=2, in_channels=64, conv_out_channels=64, num_classes=4, norm_cfg=norm_cfg
+        ),
+    ),
+    train_cfg=dict(
+        rpn_proposal=dict(nms_pre=400, max_per_img=100),
+        rcnn=[dict(stage, sampler=dict(stage.sampler, num=32)) for stage in _base_.rcnn_training],
+    ),
+    test_cfg=dict(rpn=dict(nms_pre=400, max_per_img=100)),
+)
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=2, max_keep_ckpts=2))
