@@ -43,8 +43,7 @@ def parse_args() -> argparse.Namespace:
         type=sizes,
         nargs='*',
         metavar='[Bx]HxW',
-        default=[(1, 512, 512), (1, 224, 224), (3, 97, 131), (2, 320, 65), (1, 32, 32)],
-        help='sizes to compare at; none leaves it out',
+        help='sizes to compare at, by default five; none leaves it out',
     )
     parser.add_argument(
         '--tolerance', type=float, default=1e-4, help='largest error over the largest value, or 1'
@@ -61,7 +60,11 @@ def main() -> None:
     size = args.size[1:]
     export.export_model(source, args.out, args.format, size, args.attention, not args.static)
     print(f'wrote {args.out}, {export.exported_bytes(args.out) / 1e6:.1f} MB')
-    checks = export.verify(source.model, args.out, [args.size] if args.static else args.check)
+    if args.check is None:
+        smallest = (1, source.min_size, source.min_size)
+        dynamic = [(1, 512, 512), (1, 224, 224), (3, 97, 131), (2, 320, 65), smallest]
+        args.check = [args.size] if args.static else dynamic
+    checks = export.verify(source.model, args.out, args.check)
     print(export.format_checks(checks))
     if any(check.error > args.tolerance * max(1.0, check.largest) for check in checks):
         raise ValueError(f'the file differs from the model by more than {args.tolerance:g}')

@@ -13,6 +13,7 @@ from torch.export import Dim, ExportedProgram
 from mmvit_backbones import kernels
 from mmvit_backbones.export.adaptive_pooling import replace_adaptive_pooling
 from mmvit_backbones.fuse import fuse
+from mmvit_backbones.layers.position import PositionEncodingGenerator
 
 FUSED, EXPLICIT = ATTENTIONS = ('fused', 'explicit')
 INPUT = 'images'
@@ -46,7 +47,24 @@ def prepare(model: nn.Module) -> Flat:
     """Return a copy of a model for inference that can be captured for any size."""
     fused = fuse(model)
     replace_adaptive_pooling(fused)
+    pad_before_convolution(fused)
     return Flat(fused).eval()
+
+
+def pad_before_convolution(model: nn.Module) -> None:
+    """Make the zero padding of position encodings an operator of its own.
+
+    PyTorch's choice of a memory format for a convolution makes a guard on whether its input has one
+    row or several. A padded feature map has several.
+    """
+    for module in list(model.modules()):
+        if isinstance(module, PositionEncodingGenerator):
+            conv = module.proj[0]
+            if type(conv) is not nn.Conv2d:  # adapted or quantized
+                continue
+            rows, columns = conv.padding
+            conv.padding = (0, 0)
+            module.proj = nn.Sequential(nn.ZeroPad2d((columns, columns, rows, rows)), conv)
 
 
 def capture(

@@ -26,7 +26,7 @@ def to_map(tokens: Tensor, size: Size) -> Tensor:
 
 def to_tokens(feature_map: Tensor) -> Tensor:
     """View a feature map (B, C, H, W) as tokens (B, N, C)."""
-    return feature_map.flatten(2).transpose(1, 2)
+    return feature_map.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def as_contiguous(feature_maps: Iterable[Tensor]) -> tuple[Tensor, ...]:
@@ -40,7 +40,7 @@ def as_contiguous(feature_maps: Iterable[Tensor]) -> tuple[Tensor, ...]:
 
 def ceil_div(dividend: int, divisor: int) -> int:
     """Return the quotient, rounded up."""
-    return -(-dividend // divisor)
+    return (dividend + divisor - 1) // divisor
 
 
 @replaceable

@@ -25,10 +25,6 @@ pytestmark = [
     pytest.mark.filterwarnings('ignore::DeprecationWarning'),
     pytest.mark.filterwarnings('ignore::FutureWarning'),
     pytest.mark.filterwarnings('ignore::UserWarning'),
-    pytest.mark.skipif(
-        any(find_spec(name) is None for name in ('onnx', 'onnxscript', 'onnxruntime')),
-        reason='onnx, onnxscript and onnxruntime are needed, not installed',
-    ),
 ]
 
 
@@ -70,14 +66,26 @@ def to_batch(image: Image.Image, source: Source) -> torch.Tensor:
     return ((pixels - torch.tensor(how['mean'])) / torch.tensor(how['std'])).permute(2, 0, 1)[None]
 
 
-def test_classify(image: Image.Image, capsys: pytest.CaptureFixture[str]) -> None:
+def test_classify_and_quantize(image: Image.Image, capsys: pytest.CaptureFixture[str]) -> None:
     source = export_config('xcit-toy_cls_shapes', 'classifier.onnx')
-    scope = run('classifier.onnx')
+    check_sizes(source, 'classifier.onnx')
+    scope = run('shares')
     with torch.no_grad():
         small = image.resize((64, 64), Image.Resampling.BILINEAR)
-        expected = source.model(to_batch(small, source)).softmax(-1)[0]
-    np.testing.assert_allclose(scope['shares'][0], expected, atol=1e-5)
+        expected = source.model(to_batch(small, source))
+    np.testing.assert_allclose(scope['shares'], expected.softmax(-1), atol=1e-5)
     assert capsys.readouterr().out.split()[0] in source.metadata['classes']
+
+    Path('calibration/circle').mkdir(parents=True)
+    for seed in range(4):
+        drawn = Image.fromarray(draw_scene(seed, (128, 160)).image)
+        drawn.save(f'calibration/circle/{seed}.png')
+    scope = run('quantize_static')
+    session = scope['onnxruntime'].InferenceSession('classifier-int8.onnx')
+    (found,) = session.run(None, {'images': to_batch(small, source).numpy()})
+    error = np.abs(found - expected.numpy()).max() / expected.abs().max().item()
+    assert 0 < error < 0.2
+    assert Path('classifier-int8.onnx').stat().st_size < Path('classifier.onnx').stat().st_size / 2
 
 
 def test_detect(image: Image.Image) -> None:
@@ -94,11 +102,11 @@ def test_detect(image: Image.Image) -> None:
         )
     expected = sample.pred_instances
     assert len(boxes) == len(expected) > 50
-    np.testing.assert_allclose(scores, expected.scores, atol=1e-4)
-    close = np.isclose(boxes, expected.bboxes, atol=0.01).all(1) & (
-        labels == expected.labels.numpy()
-    )
-    assert close.mean() > 0.95  # equal scores may change places
+    # Overlaps at the threshold may go either way: nearly all boxes are the same.
+    close = np.isclose(boxes[:, None], expected.bboxes, atol=0.01).all(2)
+    close &= labels[:, None] == expected.labels.numpy()
+    close &= np.isclose(scores[:, None], expected.scores, atol=1e-4)
+    assert close.any(1).mean() > 0.95
 
 
 def test_segment(image: Image.Image) -> None:
