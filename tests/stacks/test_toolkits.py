@@ -133,7 +133,7 @@ def test_segmentors(workspace: Path) -> None:
         commands.append([tools / 'train.py', config, folder, '--resume', *four])
     # Under another name than that of the runs before in this process, whose folder it would keep.
     ours = ['--work-dir=seg', '--out=segmented', '--show-dir=seg_shown', '--tta', *two]
-    ours.append('visualizer.name=shown')
+    ours += ['visualizer.name=shown', 'default_hooks.visualization.interval=1']  # mmseg 1.2: 50
     commands.append([OUR_TOOLS / 'test.py', config, f'seg_{network}/iter_4.pth', *ours])
     for network in ('twins_svt', 'xcit'):
         config = SHAPES / f'{network}-toy_sem-fpn_shapes.py'
