@@ -227,7 +227,7 @@ def test_other_toolkits_are_refused() -> None:
 
 
 def test_16_bits_and_four_channels(tmp_path: Path) -> None:
-    """The example for such images reads them, and its model trains on them."""
+    """The example for such images reads them whole."""
     from tests.test_configs import read
 
     cfg = write_labels(tmp_path)
