@@ -62,7 +62,7 @@ def pad_before_convolution(model: nn.Module) -> None:
             conv = module.proj[0]
             if type(conv) is not nn.Conv2d:  # adapted or quantized
                 continue
-            rows, columns = conv.padding
+            rows, columns = (int(side) for side in conv.padding)
             conv.padding = (0, 0)
             module.proj = nn.Sequential(nn.ZeroPad2d((columns, columns, rows, rows)), conv)
 

@@ -29,11 +29,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SIZES = [(1, 64, 96), (3, 97, 131), (1, 33, 64), (3, 32, 32), (1, 40, 200)]
 # At 32 px its last map is one token, as in the full-size networks.
 TWINS_TO_ONE_TOKEN = dict(SMALL_TWINS, stages=('LG', 'G'), patch_sizes=(4, 8), sr_ratios=(8, 1))
-TWINS_VIT_PYTORCH = dict(TWINS_TO_ONE_TOKEN, variant='vit-pytorch')
 MODELS = {
     **SMALL,
     'twins-to-one-token': lambda: TwinsSVT(TWINS_TO_ONE_TOKEN, out_indices=(0, 1)),
-    'twins-vit-pytorch': lambda: TwinsSVT(TWINS_VIT_PYTORCH, out_indices=(0, 1)),
     'xcit-pyramid': lambda: XCiT(dict(XCIT, depth=4), out_indices=(0, 1, 2, 3)),
 }
 # Of the exporters: copies of onnxscript's and of PyTorch's own old names.
