@@ -33,9 +33,10 @@ def as_contiguous(feature_maps: Iterable[Tensor]) -> tuple[Tensor, ...]:
     """Lay feature maps (B, C, H, W) out row by row, as heads may take for granted.
 
     mmcv's RoIAlign does: from maps in channels_last format it mixes up places and channels, without
-    a word (https://github.com/open-mmlab/mmcv/issues/2203).
+    a word (https://github.com/open-mmlab/mmcv/issues/2203). A copy in any case: to ask whether a map
+    is contiguous specializes a graph with dynamic shapes on whether it has one row.
     """
-    return tuple(feature_map.contiguous() for feature_map in feature_maps)
+    return tuple(m.clone(memory_format=torch.contiguous_format) for m in feature_maps)
 
 
 def ceil_div(dividend: int, divisor: int) -> int:
