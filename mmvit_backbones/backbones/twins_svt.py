@@ -311,8 +311,8 @@ class TwinsSVT(Backbone):
                     tokens = self.pos_block[i](tokens, size)
             x = to_map(self.norm_list[i](tokens), size)  # (B, C, H, W)
             if i in self.out_indices:
-                maps.append(x)
-        return as_contiguous(maps)
+                maps.append(as_contiguous(x))
+        return tuple(maps)
 
     @property
     def num_layers(self) -> int:

@@ -271,8 +271,7 @@ class _GramAttention(torch.autograd.Function):
             mixing, offset = project(*values, proj_weight, proj_bias)
             tokens, mixing, offset = tokens.to(dtype), mixing.to(dtype), offset[:, None].to(dtype)
             if residual and x.dtype == dtype:
-                out = x + offset
-                torch.baddbmm(out, tokens, mixing.transpose(1, 2), out=out)
+                out = operators.add_linear_(x + offset, tokens, mixing)
             else:
                 out = torch.baddbmm(offset, tokens, mixing.transpose(1, 2))
                 out = x + out if residual else out
@@ -309,9 +308,10 @@ class _GramAttention(torch.autograd.Function):
             h, grad_temperature = _weights_backward(grad_weights, attended, temperature)
             grad_gram, grad_sums = _gram_backward(h, qk_weight, qk_bias, len(x))
             h_transposed = h.transpose(1, 2)
-            grad_tokens = torch.baddbmm(grad_sums[:, None], at_least_float32(tokens), grad_gram)
+            grad_tokens = grad_sums[:, None].expand(tokens.shape).clone()
+            operators.add_linear_(grad_tokens, at_least_float32(tokens), grad_gram.transpose(1, 2))
             if ctx.dtype == grad_tokens.dtype:
-                torch.baddbmm(grad_tokens, branch_grad, mixing, out=grad_tokens)
+                operators.add_linear_(grad_tokens, branch_grad, mixing.transpose(1, 2))
             else:
                 grad_tokens += branch_grad @ mixing
             grad_x, grad_norm_weight, grad_norm_bias = operators.layer_norm_backward(

@@ -30,6 +30,8 @@ from mmvit_backbones.layers.precision import without_autocast
 
 # glibc returns every allocation above 32 MiB to the system; half of it leaves room for the rest.
 CHUNK_BYTES = 2**24
+# oneDNN's products allocate their outputs.
+ONEDNN_CHUNK_BYTES = 2**22
 # At C >= 256 the hidden activation is saved rather than recomputed. Recomputing one value costs 2C
 # FLOPs, which for smaller C is no slower than loading it.
 MIN_CHANNELS_TO_SAVE_HIDDEN = 256
@@ -89,7 +91,8 @@ def chunk_sizes(rows: Tensor, bytes_per_row: int) -> list[int]:
     Returns:
         Number of rows of each chunk.
     """
-    count = -(-len(rows) * bytes_per_row // CHUNK_BYTES) if rows.device.type == 'cpu' else 1
+    chunk_bytes = ONEDNN_CHUNK_BYTES if operators.multiplies_by_onednn(rows) else CHUNK_BYTES
+    count = -(-len(rows) * bytes_per_row // chunk_bytes) if rows.device.type == 'cpu' else 1
     count = max(min(count, len(rows)), 1)
     return [len(rows) // count + (i < len(rows) % count) for i in range(count)]
 
@@ -134,14 +137,18 @@ def _forward(
     # A fresh tensor, not a view of a matrix, so that the caller may add to it in place.
     out = x.new_empty(x.shape, dtype=x.dtype if residual else dtype)
     sizes = chunk_sizes(rows, len(weight1) * dtype.itemsize)
-    # In fp32, separate operations on a chunk in the cache are as fast as the fused one.
-    fuses_gelu = (
-        dtype == torch.bfloat16
-        and not save_hidden
-        and operators.HAS_LINEAR_GELU
-        and operators.runs_on_onednn(x.device, dtype)
+    by_onednn = operators.multiplies_by_onednn(x) and dtype == x.dtype
+    # Where MKL multiplies, GELU on a chunk in the cache is as fast as in the product.
+    fuses_gelu = not save_hidden and (
+        by_onednn
+        or (
+            dtype == torch.bfloat16
+            and operators.HAS_LINEAR_GELU
+            and operators.runs_on_onednn(x.device, dtype)
+        )
     )
-    buffer = _scratch.borrow((0 if fuses_gelu else max(sizes), len(weight1)), dtype, x)
+    needs_buffer = not (fuses_gelu or by_onednn)
+    buffer = _scratch.borrow((max(sizes) if needs_buffer else 0, len(weight1)), dtype, x)
     saved_chunks = saved.split(sizes) if save_hidden else [None] * len(sizes)
     chunks = zip(rows.split(sizes), out.view(rows.shape).split(sizes), saved_chunks, strict=True)
     with without_autocast(x.device):
@@ -149,12 +156,20 @@ def _forward(
             normed = F.layer_norm(chunk, chunk.shape[1:], norm_weight, norm_bias, eps).to(dtype)
             if fuses_gelu:
                 hidden = operators.linear_gelu(normed, weight1, bias1)
+            elif by_onednn:
+                hidden = operators.linear(normed, weight1, bias1)
+                assert saved_chunk is not None
+                saved_chunk.copy_(hidden)
+                operators.gelu(hidden, out=hidden)
             else:
                 hidden = buffer[: len(normed)]  # (rows of the chunk, D)
                 before_gelu = hidden if saved_chunk is None else saved_chunk
                 torch.addmm(bias1, normed, weight1.t(), out=before_gelu)
                 operators.gelu(before_gelu, out=hidden)
-            if not residual:
+            if by_onednn:
+                branch = operators.linear(hidden, weight2, bias2)
+                torch.add(chunk, branch, out=out_chunk) if residual else out_chunk.copy_(branch)
+            elif not residual:
                 torch.addmm(bias2, hidden, weight2.t(), out=out_chunk)
             elif x.dtype == dtype and dtype.itemsize >= 4:
                 # One pass less. In half precision, rounding x + bias would cost accuracy.
@@ -188,6 +203,7 @@ def _backward(
     grad_bias2 = grad_rows.sum(0, dtype=weight2.dtype) if need_bias2 else None
     weight1, bias1, weight2 = weight1.to(dtype), bias1.to(dtype), weight2.to(dtype)
     sizes = chunk_sizes(rows, len(weight1) * dtype.itemsize)
+    by_onednn = operators.multiplies_by_onednn(grad_rows)
     buffers = _scratch.borrow((2, max(sizes), len(weight1)), dtype, x)
     normed, mean, rstd = operators.layer_norm(rows, norm_weight, norm_bias, eps)
     grad_normed = torch.empty_like(rows, dtype=dtype)
@@ -201,11 +217,18 @@ def _backward(
     ):
         normed_chunk = normed_chunk.to(dtype)
         hidden, grad_hidden = buffers[:, : len(normed_chunk)]  # (rows of the chunk, D) each
-        if before_gelu is None:
-            before_gelu = torch.addmm(bias1, normed_chunk, weight1.t(), out=hidden)
-        torch.mm(grad_chunk, weight2, out=grad_hidden)
-        operators.gelu_backward_(grad_hidden, before_gelu)
-        torch.mm(grad_hidden, weight1, out=grad_normed_chunk)
+        if by_onednn:
+            if before_gelu is None:
+                before_gelu = hidden = operators.linear(normed_chunk, weight1, bias1)
+            grad_hidden = operators.linear(grad_chunk, weight2.t())
+            operators.gelu_backward_(grad_hidden, before_gelu)
+            grad_normed_chunk.copy_(operators.linear(grad_hidden, weight1.t()))
+        else:
+            if before_gelu is None:
+                before_gelu = torch.addmm(bias1, normed_chunk, weight1.t(), out=hidden)
+            torch.mm(grad_chunk, weight2, out=grad_hidden)
+            operators.gelu_backward_(grad_hidden, before_gelu)
+            torch.mm(grad_hidden, weight1, out=grad_normed_chunk)
         if need_weight2:
             operators.gelu(before_gelu, out=hidden)
             grad_weight2 = _accumulate(grad_weight2, grad_chunk.t() @ hidden, param_dtype)

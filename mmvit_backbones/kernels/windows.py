@@ -237,7 +237,7 @@ class _NormQKV(torch.autograd.Function):
             rows = tiling.gather(normed, dtype)
             del normed
             bias = None if bias is None else bias.to(dtype)
-            qkv = F.linear(rows, weight.to(dtype), bias)
+            qkv = operators.linear(rows, weight.to(dtype), bias)
         return sum(tiling.split_qkv(qkv, num_heads), ())
 
     @staticmethod
@@ -259,7 +259,7 @@ class _NormQKV(torch.autograd.Function):
         del normed
         if need_bias:
             grad_bias = grad_rows.sum(0, dtype=weight.dtype)
-        grad_normed = grad_rows @ weight.to(dtype)
+        grad_normed = operators.linear(grad_rows, weight.to(dtype).t())
         del grad_rows
         grad_tokens, grad_norm_weight, grad_norm_bias = operators.layer_norm_backward(
             tiling.scatter(grad_normed, tokens.dtype),

@@ -8,8 +8,6 @@ so is the output of a convolution on it. What a backbone returns is contiguous.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,14 +27,14 @@ def to_tokens(feature_map: Tensor) -> Tensor:
     return feature_map.permute(0, 2, 3, 1).flatten(1, 2)
 
 
-def as_contiguous(feature_maps: Iterable[Tensor]) -> tuple[Tensor, ...]:
-    """Lay feature maps (B, C, H, W) out row by row, as heads may take for granted.
+def as_contiguous(feature_map: Tensor) -> Tensor:
+    """Copy a feature map (B, C, H, W) row by row, as heads may take for granted.
 
     mmcv's RoIAlign does: from maps in channels_last format it mixes up places and channels, without
-    a word (https://github.com/open-mmlab/mmcv/issues/2203). A copy in any case: to ask whether a map
-    is contiguous specializes a graph with dynamic shapes on whether it has one row.
+    a word (https://github.com/open-mmlab/mmcv/issues/2203). A copy in any case: to ask whether a
+    map is contiguous specializes a graph with dynamic shapes on whether it has one row.
     """
-    return tuple(m.clone(memory_format=torch.contiguous_format) for m in feature_maps)
+    return feature_map.clone(memory_format=torch.contiguous_format)
 
 
 def ceil_div(dividend: int, divisor: int) -> int:
