@@ -347,7 +347,7 @@ class XCiT(Backbone):
             x = self._run_block(block, x, size)
             if i in self.out_indices:
                 feature_map = to_map(x, size)
-                maps.append(feature_map if self.pyramid else as_contiguous(feature_map))
+                maps.append(as_contiguous(feature_map) if self.pyramid is None else feature_map)
         if self.pyramid is not None:
             maps = list(self.pyramid(maps))
             for i, stride in enumerate(self.out_strides):

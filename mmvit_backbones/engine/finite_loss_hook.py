@@ -71,11 +71,20 @@ def _image_names(data_batch: Any) -> str:
 
 
 def _largest_gradient(model: nn.Module) -> str:
-    """The parameter with the largest gradient; NaN counts as largest."""
-    largest = {
-        name: float(torch.nan_to_num(value.grad.abs(), nan=torch.inf, posinf=torch.inf).max())
+    """The parameter with the largest gradient; NaN counts as largest.
+
+    Of sharded gradients this process reads its own part: the other processes, whose loss may be
+    finite, would not take part in gathering them.
+    """
+    gradients = {
+        name: value.grad.to_local() if hasattr(value.grad, 'to_local') else value.grad
         for name, value in model.named_parameters()
-        if value.grad is not None and value.grad.numel()
+        if value.grad is not None
+    }
+    largest = {
+        name: float(torch.nan_to_num(grad.abs(), nan=torch.inf, posinf=torch.inf).max())
+        for name, grad in gradients.items()
+        if grad.numel()
     }
     if not largest:
         return 'no gradient'

@@ -7,7 +7,7 @@ checkpoint is that of any other run.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,11 +18,8 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmvit_backbones.backbones.twins_svt import TwinsSVTBlock
-from mmvit_backbones.backbones.xcit import XCiTBlock
+from mmvit_backbones.backbones.base import Backbone
 from mmvit_backbones.registry import HOOKS
-
-BLOCKS = (TwinsSVTBlock, XCiTBlock)
 
 
 def shard(model: nn.Module, param_dtype: torch.dtype | None = None) -> nn.Module:
@@ -50,10 +47,17 @@ def shard(model: nn.Module, param_dtype: torch.dtype | None = None) -> nn.Module
             if isinstance(module, _BatchNorm):
                 fully_shard(module, mp_policy=norms)
     for module in modules:
-        if isinstance(module, BLOCKS):
-            fully_shard(module, mp_policy=policy)
+        if isinstance(module, Backbone):
+            for block in _blocks(module.blocks):
+                fully_shard(block, mp_policy=policy)
     fully_shard(model, mp_policy=policy)
     return model
+
+
+def _blocks(parts: nn.Module) -> Iterator[nn.Module]:
+    """Yield the blocks in a list of blocks or of stages."""
+    for part in parts.children():
+        yield from _blocks(part) if isinstance(part, nn.ModuleList) else (part,)
 
 
 @HOOKS.register_module()

@@ -147,8 +147,8 @@ def _forward(
             and operators.runs_on_onednn(x.device, dtype)
         )
     )
-    needs_buffer = not (fuses_gelu or by_onednn)
-    buffer = _scratch.borrow((max(sizes) if needs_buffer else 0, len(weight1)), dtype, x)
+    adds_in_place = x.dtype == dtype and dtype.itemsize >= 4 and not by_onednn
+    buffer = _scratch.borrow((0 if fuses_gelu else max(sizes), len(weight1)), dtype, x)
     saved_chunks = saved.split(sizes) if save_hidden else [None] * len(sizes)
     chunks = zip(rows.split(sizes), out.view(rows.shape).split(sizes), saved_chunks, strict=True)
     with without_autocast(x.device):
@@ -156,26 +156,18 @@ def _forward(
             normed = F.layer_norm(chunk, chunk.shape[1:], norm_weight, norm_bias, eps).to(dtype)
             if fuses_gelu:
                 hidden = operators.linear_gelu(normed, weight1, bias1)
-            elif by_onednn:
-                hidden = operators.linear(normed, weight1, bias1)
-                assert saved_chunk is not None
-                saved_chunk.copy_(hidden)
-                operators.gelu(hidden, out=hidden)
             else:
                 hidden = buffer[: len(normed)]  # (rows of the chunk, D)
                 before_gelu = hidden if saved_chunk is None else saved_chunk
-                torch.addmm(bias1, normed, weight1.t(), out=before_gelu)
+                before_gelu.copy_(operators.linear(normed, weight1, bias1, scratch=before_gelu))
                 operators.gelu(before_gelu, out=hidden)
-            if by_onednn:
-                branch = operators.linear(hidden, weight2, bias2)
-                torch.add(chunk, branch, out=out_chunk) if residual else out_chunk.copy_(branch)
-            elif not residual:
-                torch.addmm(bias2, hidden, weight2.t(), out=out_chunk)
-            elif x.dtype == dtype and dtype.itemsize >= 4:
+            if not residual:
+                out_chunk.copy_(operators.linear(hidden, weight2, bias2, scratch=out_chunk))
+            elif adds_in_place:
                 # One pass less. In half precision, rounding x + bias would cost accuracy.
                 torch.add(chunk, bias2, out=out_chunk).addmm_(hidden, weight2.t())
             else:
-                torch.add(chunk, torch.addmm(bias2, hidden, weight2.t()), out=out_chunk)
+                torch.add(chunk, operators.linear(hidden, weight2, bias2), out=out_chunk)
     return out, saved
 
 
@@ -203,7 +195,6 @@ def _backward(
     grad_bias2 = grad_rows.sum(0, dtype=weight2.dtype) if need_bias2 else None
     weight1, bias1, weight2 = weight1.to(dtype), bias1.to(dtype), weight2.to(dtype)
     sizes = chunk_sizes(rows, len(weight1) * dtype.itemsize)
-    by_onednn = operators.multiplies_by_onednn(grad_rows)
     buffers = _scratch.borrow((2, max(sizes), len(weight1)), dtype, x)
     normed, mean, rstd = operators.layer_norm(rows, norm_weight, norm_bias, eps)
     grad_normed = torch.empty_like(rows, dtype=dtype)
@@ -217,18 +208,13 @@ def _backward(
     ):
         normed_chunk = normed_chunk.to(dtype)
         hidden, grad_hidden = buffers[:, : len(normed_chunk)]  # (rows of the chunk, D) each
-        if by_onednn:
-            if before_gelu is None:
-                before_gelu = hidden = operators.linear(normed_chunk, weight1, bias1)
-            grad_hidden = operators.linear(grad_chunk, weight2.t())
-            operators.gelu_backward_(grad_hidden, before_gelu)
-            grad_normed_chunk.copy_(operators.linear(grad_hidden, weight1.t()))
-        else:
-            if before_gelu is None:
-                before_gelu = torch.addmm(bias1, normed_chunk, weight1.t(), out=hidden)
-            torch.mm(grad_chunk, weight2, out=grad_hidden)
-            operators.gelu_backward_(grad_hidden, before_gelu)
-            torch.mm(grad_hidden, weight1, out=grad_normed_chunk)
+        if before_gelu is None:
+            before_gelu = hidden = operators.linear(normed_chunk, weight1, bias1, scratch=hidden)
+        grad_hidden = operators.linear(grad_chunk, weight2.t(), scratch=grad_hidden)
+        operators.gelu_backward_(grad_hidden, before_gelu)
+        grad_normed_chunk.copy_(
+            operators.linear(grad_hidden, weight1.t(), scratch=grad_normed_chunk)
+        )
         if need_weight2:
             operators.gelu(before_gelu, out=hidden)
             grad_weight2 = _accumulate(grad_weight2, grad_chunk.t() @ hidden, param_dtype)

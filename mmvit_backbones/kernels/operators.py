@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 HAS_CUSTOM_OPS = hasattr(torch.library, 'custom_op')  # since 2.4
@@ -68,20 +67,24 @@ def multiplies_by_onednn(x: Tensor) -> bool:
     return FP32_BY_ONEDNN and x.dtype == torch.float32 and x.device.type == 'cpu' and x.numel() > 0
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return `x W^T + b` of tokens (..., C) by the faster library; autograd does not record it.
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, scratch: Tensor | None = None
+) -> Tensor:
+    """Return `x W^T + b` by the faster library; autograd does not record it.
 
     Args:
-        x: Tokens.
+        x: Tokens (N, C).
         weight: (D, C).
         bias: (D).
+        scratch: (N, D) of memory for the result. oneDNN allocates its own.
     """
     if multiplies_by_onednn(x):
-        x = x.contiguous()
         if not (weight.is_contiguous() or weight.t().is_contiguous()):
             weight = weight.contiguous()  # else oneDNN's product is a hundred times slower
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'none', [], '')
-    return F.linear(x, weight, bias)
+        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, 'none', [], '')
+    if bias is None:
+        return torch.mm(x, weight.t(), out=scratch)
+    return torch.addmm(bias, x, weight.t(), out=scratch)
 
 
 def add_linear_(out: Tensor, x: Tensor, weight: Tensor) -> Tensor:
