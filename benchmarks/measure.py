@@ -75,8 +75,8 @@ class Row(Setting):
         turns: Passes that were timed.
         mebibytes: The most memory that a pass holds beyond what the process held before it; None
             where it cannot be measured.
-        peak_share: Share of the machine's matrix-product rate, by ours' multiply-adds; in training
-            three times those of the forward pass are counted.
+        peak_share: Share of the rate of PyTorch's own matrix product, by ours' multiply-adds; in
+            training three times those of the forward pass are counted.
     """
 
     subject: str

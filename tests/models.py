@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
+import pytest
+import torch
+from torch import Tensor, nn
 
 from mmvit_backbones import TwinsSVT, XCiT
 from mmvit_backbones.models import Classifier
@@ -85,3 +87,13 @@ SMALL_CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
     'twins-classifier': lambda: twins_classifier(SMALL_TWINS),
     'xcit-classifier': lambda: xcit_classifier(XCIT, depth=1),
 }
+
+EVERY_BACKBONE = pytest.mark.parametrize('name', BACKBONES)
+EVERY_MODEL = pytest.mark.parametrize('name', MODELS)
+EVERY_SMALL = pytest.mark.parametrize('name', SMALL)
+BOTH_NETWORKS = pytest.mark.parametrize('name', ['twins', 'xcit'])
+BOTH_MODES = pytest.mark.parametrize('mode', ['auto', 'reference'])
+
+
+def images(*size: int, batch: int = 2, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(batch, 3, *size, dtype=dtype)

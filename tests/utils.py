@@ -55,6 +55,12 @@ def as_maps(outputs: Tensor | Iterable[Tensor]) -> list[Tensor]:
     return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
 
+def assert_close(ours: object, expected: object, tolerance: float = 1e-5) -> None:
+    """Compare outputs; the tolerance is relative to the largest value."""
+    for a, b in zip(as_maps(ours), as_maps(expected), strict=True):
+        assert max_error(a, b) <= tolerance * max(1, float(b.detach().abs().max()))
+
+
 def loss_of(outputs: Tensor | Iterable[Tensor]) -> Tensor:
     """Return a loss to which every output contributes."""
     return sum((out.square().mean() for out in as_maps(outputs)), torch.zeros(()))
