@@ -30,6 +30,8 @@ PRELOADED = {'tcmalloc': ('tcmalloc_minimal', 'tcmalloc'), 'jemalloc': ('jemallo
 # glibc: blocks up to 1 GiB come from the heap, and up to 8 GiB of it are kept when they are freed.
 MALLOC = {'MALLOC_MMAP_THRESHOLD_': str(2**30), 'MALLOC_TRIM_THRESHOLD_': str(2**33)}
 EXPORTED = ('onnx', 'openvino', 'aoti')
+# PyTorch's ONNX exporter takes fused attention of four dimensions only; timm's windows have five.
+EXPLICIT_ATTENTION = {'TIMM_FUSED_ATTN': '0'}
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,8 @@ def environment(form: str) -> dict[str, str]:
     """
     parts = parse_form(form)
     variables = dict(MALLOC) if 'malloc' in parts else {}
+    if parts & {'onnx', 'openvino'}:
+        variables |= EXPLICIT_ATTENTION
     for name in parts & PRELOADED.keys():
         library = _library(name)
         if library is None:

@@ -37,8 +37,11 @@ RUNS = {
         'accuracy/top1',
     ),
     'convert_checkpoint.py': (['weights.pth', 'converted', '--to=timm'], 'wrote converted'),
-    'check_data.py': (['--help'], 'Check the data'),
-    'visualize.py': (['--help'], 'usage: '),
+    'check_data.py': ([f'{{package}}/{CONFIG}'], 'SAYS'),
+    'visualize.py': (
+        ['pyramid', 'xcit_nano_12_p16', 'data/shapes/imagenet/train', '--out=pictures'],
+        'SAYS',
+    ),
     'export.py': (
         ['xcit_nano_12_p16', 'net.pt2', '--format=torch', '--size=64x64', '--static', '--check'],
         'net.pt2',
@@ -160,6 +163,14 @@ def fake_wheel(index: Path, name: str, version: str) -> None:
                 **{'mmsegmentation': '1.2.2', 'mmpretrain': '1.2.0'},
             },
         ),
+        (
+            '[onedl]',
+            {
+                **{'torch': '2.12.0', 'numpy': '2.2.6', 'onedl_mmengine': '0.10.12'},
+                **{'onedl_mmcv': '2.3.6', 'onedl_mmdetection': '3.5.1'},
+                **{'onedl_mmsegmentation': '1.4.2', 'onedl_mmpretrain': '1.3.6'},
+            },
+        ),
     ],
 )
 def test_installing_moves_nothing_of_the_users(
@@ -184,5 +195,7 @@ def test_installing_moves_nothing_of_the_users(
     )
     assert done.returncode == 0, done.stdout
     changes = re.findall(r'^ ([-+~]) ([a-z-]+)', done.stdout, re.MULTILINE)
-    added = {'mmvit-backbones', 'einops', 'safetensors'} | ({'ftfy', 'regex'} if extra else set())
+    added = {'mmvit-backbones', 'einops', 'safetensors'}
+    if extra == '[openmmlab]':
+        added |= {'ftfy', 'regex'}
     assert sorted(changes) == sorted(('+', name) for name in added)

@@ -303,13 +303,13 @@ class TwinsSVT(Backbone):
         self._check_input(x)
         maps = []
         for i, blocks in enumerate(self.blocks):
-            tokens, size = self._embed(self.patch_embeds[i], x)  # (B, N, C)
-            tokens = self.drop(tokens)
+            x, size = self._embed(self.patch_embeds[i], x)  # (B, N, C)
+            x = self.drop(x)
             for j, block in enumerate(cast(nn.ModuleList, blocks)):
-                tokens = self._run_block(block, tokens, size)
+                x = self._run_block(block, x, size)
                 if j == self.arch.peg_after[i]:
-                    tokens = self.pos_block[i](tokens, size)
-            x = to_map(self.norm_list[i](tokens), size)  # (B, C, H, W)
+                    x = self.pos_block[i](x, size)
+            x = to_map(self.norm_list[i](x), size)  # (B, C, H, W)
             if i in self.out_indices:
                 maps.append(as_contiguous(x))
         return tuple(maps)
