@@ -16,8 +16,8 @@ _base_ = [
     '../_base_/det_runtime.py',
 ]
 
-# The shapes are 16 to 64 px wide: the pyramid starts at stride 4, where anchors have 16 px.
-# Group norms let neck and head learn from scratch.
+# The shapes are 16 to 64 px wide and about as high: the pyramid starts at stride 4, where anchors
+# have 16 px, and all anchors are square. Group norms let neck and head learn from scratch.
 norm_cfg = dict(type='GN', num_groups=8)
 model = dict(
     backbone=_base_.backbone,
@@ -34,7 +34,7 @@ model = dict(
         feat_channels=64,
         stacked_convs=2,
         norm_cfg=norm_cfg,
-        anchor_generator=dict(strides=[4, 8, 16, 32]),
+        anchor_generator=dict(ratios=[1.0], strides=[4, 8, 16, 32]),
     ),
 )
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=2, max_keep_ckpts=2))

@@ -311,7 +311,8 @@ class TwinsSVT(Backbone):
                     x = self.pos_block[i](x, size)
             x = to_map(self.norm_list[i](x), size)  # (B, C, H, W)
             if i in self.out_indices:
-                maps.append(as_contiguous(x))
+                x = as_contiguous(x)
+                maps.append(x)
         return tuple(maps)
 
     @property

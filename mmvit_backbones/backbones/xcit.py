@@ -346,14 +346,15 @@ class XCiT(Backbone):
         for i, block in enumerate(self.blocks):
             x = self._run_block(block, x, size)
             if i in self.out_indices:
-                feature_map = to_map(x, size)
-                maps.append(as_contiguous(feature_map) if self.pyramid is None else feature_map)
+                maps.append(to_map(x, size))
         if self.pyramid is not None:
-            maps = list(self.pyramid(maps))
-            for i, stride in enumerate(self.out_strides):
-                # Tokens cover whole patches, so finer maps can reach over the image's border.
-                inside = crop(maps[i], (ceil_div(height, stride), ceil_div(width, stride)))
-                maps[i] = as_contiguous(inside)
+            # Tokens cover whole patches, so finer maps can reach over the image's border.
+            maps = [
+                crop(feature_map, (ceil_div(height, stride), ceil_div(width, stride)))
+                for feature_map, stride in zip(self.pyramid(maps), self.out_strides, strict=True)
+            ]
+        for i in range(len(maps)):  # one by one: each map is freed once it is copied
+            maps[i] = as_contiguous(maps[i])
         return tuple(maps)
 
     @property

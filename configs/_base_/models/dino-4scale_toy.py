@@ -9,9 +9,7 @@ layer = dict(
 model = dict(
     num_queries=30,
     neck=dict(out_channels=64, norm_cfg=dict(num_groups=8)),
-    encoder=dict(
-        num_layers=1, layer_cfg=dict(self_attn_cfg=width, ffn_cfg=layer['ffn_cfg'])
-    ),
+    encoder=dict(num_layers=1, layer_cfg=dict(self_attn_cfg=width, ffn_cfg=layer['ffn_cfg'])),
     decoder=dict(num_layers=3, layer_cfg=layer),
     positional_encoding=dict(num_feats=32),
     bbox_head=dict(num_classes=4, embed_dims=64),
