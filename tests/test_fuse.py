@@ -61,6 +61,31 @@ def test_fusing_costs_no_accuracy_under_bfloat16() -> None:
     assert float(typical['unfused'].max()) < 0.01
 
 
+class Wrapper(nn.Module):
+    """A user's own layer around one of ours."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *args: object) -> torch.Tensor:
+        return self.layer(*args)
+
+
+@pytest.mark.parametrize('attribute', ['attn', 'mlp', 'local_mp'])
+@pytest.mark.parametrize('name', ['twins', 'xcit'])
+def test_branches_around_foreign_layers_stay_as_they_are(name: str, attribute: str) -> None:
+    model = randomize(SMALL[name]()).eval()
+    block = model.blocks[0][0] if name == 'twins' else model.blocks[0]
+    if not hasattr(block, attribute):
+        pytest.skip('Twins-SVT has no such layer')
+    setattr(block, attribute, Wrapper(getattr(block, attribute)))
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        for ours, expected in zip(as_maps(fuse(model)(x)), as_maps(model(x)), strict=True):
+            assert max_error(ours, expected) <= 1e-5 * max(1, float(expected.abs().max()))
+
+
 def test_what_is_folded() -> None:
     fused = fuse(XCiT(XCIT))
     assert not any('gamma' in key for key in fused.state_dict())

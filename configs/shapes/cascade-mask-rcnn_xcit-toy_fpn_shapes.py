@@ -3,7 +3,7 @@
 Paper: none, the sizes are ours; XCiT is https://arxiv.org/abs/2106.09681.
 Data: tools/make_shapes.py data/shapes
 Command: tools/train.py configs/shapes/cascade-mask-rcnn_xcit-toy_fpn_shapes.py
-Batch: 1 GPU x 4 images; 4 epochs.
+Batch: 1 GPU x 4 images; 5 epochs.
 Weights: none, from scratch.
 Status: untested
 """

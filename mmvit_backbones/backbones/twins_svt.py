@@ -149,18 +149,20 @@ class TwinsSVTBlock(nn.Module):
 
     @replaceable
     def attend(self, x: Tensor, size: Size) -> Tensor:
-        """Add the attention branch."""
+        """Add the attention branch to tokens (B, N, C)."""
         return x + self.drop_path(self.attn(self.norm1(x), size))
 
     @replaceable
     def feed_forward(self, x: Tensor) -> Tensor:
-        """Add the MLP branch."""
+        """Add the MLP branch to tokens (B, N, C)."""
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
     def fold(self) -> None:
-        """Move the affine part of the norms into the layers after them."""
-        self.attn.fold_norm(self.norm1)
-        self.mlp.fold_norm(self.norm2)
+        """Move the affine part of the norms into the layers after them, if those are ours."""
+        if isinstance(self.attn, (WindowAttention, SubsampledAttention)):
+            self.attn.fold_norm(self.norm1)
+        if isinstance(self.mlp, MLP):
+            self.mlp.fold_norm(self.norm2)
 
 
 @MODELS.register_module()

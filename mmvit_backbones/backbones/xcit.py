@@ -53,7 +53,7 @@ class XCiTArch:
         tokens_norm: Normalize all tokens before the MLPs of class attention (`'paper'` only).
         head_dims: Channels per head; `embed_dims / num_heads` by default.
         mlp_dims: Width of the MLPs; 4 * `embed_dims` by default.
-        cls_layers: Class-attention layers, of which a backbone holds none.
+        cls_layers: Class-attention layers of the pooling neck; a backbone has none.
         variant: Which structure. `'paper'`: convolutional stem, Fourier position, biased query,
             key and value projections, norm after activation between the local convolutions.
             `'vit-pytorch'`: normalized patches, projected; learned position; no such biases;
@@ -145,8 +145,10 @@ def default_out_indices(depth: int) -> tuple[int, ...]:
 class XCiTBlock(nn.Module):
     """Cross-covariance attention, local patch interaction and MLP, each scaled by channel.
 
-    The order is that of the authors' code; the paper's pseudo-code has the last two swapped. The
-    names are those of the authors' weights, so `norm3` and `gamma3` belong to the second branch.
+    Three branches in turn, each `x + drop_path(gamma * layer(norm(x)))` on tokens (B, N, C):
+    `attend` (norm1, gamma1), `interact` (norm3, gamma3), `feed_forward` (norm2, gamma2). The order
+    is that of the authors' code; the paper's pseudo-code has the last two swapped. The names are
+    those of the authors' weights.
 
     Args:
         arch: Sizes and structure.
@@ -157,7 +159,7 @@ class XCiTBlock(nn.Module):
         drop_path_rate: Probability that a sample skips a branch while training.
     """
 
-    gamma1: Scale
+    gamma1: Scale  # (C), or 1.0 once it is folded
     gamma2: Scale
     gamma3: Scale
 
@@ -185,7 +187,7 @@ class XCiTBlock(nn.Module):
             drop_rate=drop_rate,
         )
         self.norm3 = nn.LayerNorm(dims, eps=norm_eps)
-        self.local_mp = LocalPatchInteraction(
+        self.local_mp = LocalPatchInteraction(  # as in the authors' weights
             dims, norm_cfg, norm_first=not arch.is_paper, kernel_size=arch.lpi_kernel_size
         )
         self.norm2 = nn.LayerNorm(dims, eps=norm_eps)
@@ -203,28 +205,34 @@ class XCiTBlock(nn.Module):
 
     @replaceable
     def attend(self, x: Tensor) -> Tensor:
-        """Add the branch of cross-covariance attention."""
+        """Add the branch of cross-covariance attention to tokens (B, N, C)."""
         return x + self.drop_path(self.gamma1 * self.attn(self.norm1(x)))
 
     @replaceable
     def interact(self, x: Tensor, size: Size) -> Tensor:
-        """Add the branch of local patch interaction."""
+        """Add the branch of local patch interaction to tokens (B, N, C)."""
         return x + self.drop_path(self.gamma3 * self.local_mp(self.norm3(x), size))
 
     @replaceable
     def feed_forward(self, x: Tensor) -> Tensor:
-        """Add the MLP branch."""
+        """Add the MLP branch to tokens (B, N, C)."""
         return x + self.drop_path(self.gamma2 * self.mlp(self.norm2(x)))
 
     def fold(self) -> None:
-        """Move LayerScale and the affine part of the norms into the layers beside them."""
-        self.attn.fold_norm(self.norm1)
-        self.mlp.fold_norm(self.norm2)
-        branches = {'gamma1': self.attn, 'gamma2': self.mlp, 'gamma3': self.local_mp}
-        for name, layer in branches.items():
-            scale = layer.fold_scale(getattr(self, name))  # type: ignore[operator]
-            delattr(self, name)
-            setattr(self, name, scale)
+        """Move `norm1`, `norm2` and LayerScale into the layers of their branches.
+
+        `norm3` stays: the convolution after it pads with zeros, which a bias would not reach. So do
+        the norm and scale of a layer that is not of this package.
+        """
+        branches = {'1': self.attn, '2': self.mlp, '3': self.local_mp}
+        for i, layer in branches.items():
+            if not isinstance(layer, (CrossCovarianceAttention, MLP, LocalPatchInteraction)):
+                continue
+            if not isinstance(layer, LocalPatchInteraction):
+                layer.fold_norm(getattr(self, f'norm{i}'))
+            scale = layer.fold_scale(getattr(self, f'gamma{i}'))
+            delattr(self, f'gamma{i}')
+            setattr(self, f'gamma{i}', scale)
 
 
 @MODELS.register_module()

@@ -2,7 +2,8 @@
 
 - Feature maps are in channels_last format, so that tokens are views of them.
 - A BatchNorm that uses its running statistics is folded into the weights of the convolution before
-  it. Gradients flow through the folding.
+  it. Gradients flow through the folding. In the paper's local patch interaction a GELU stands
+  between them, so there nothing is folded.
 - Without gradients, the GELU runs inside the convolution, where oneDNN computes it.
 - LayerScale is folded into the last convolution of its branch. Then the branch's output need not be
   saved for the gradient of the scale.
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmvit_backbones.kernels.autograd import compute_dtype
-from mmvit_backbones.kernels.expected import unexpected
+from mmvit_backbones.kernels.expected import why_other_class
 from mmvit_backbones.kernels.modes import INFERENCE
 from mmvit_backbones.kernels.operators import HAS_CONV_GELU, conv_gelu, runs_on_onednn
 from mmvit_backbones.layers.conv_stem import ConvStem
@@ -33,8 +34,8 @@ from mmvit_backbones.layers.tokens import Size, to_map, to_tokens
 def stem_refusal(mode: str, stem: ConvStem, x: Tensor) -> str | None:
     """Return why the kernel does not serve a stem; None if it does."""
     layers = list(stem.proj)
-    reason = unexpected(nn.Sequential, *layers[::2]) or unexpected(nn.GELU, *layers[1::2])
-    return reason or unexpected(nn.Conv2d, *(next(layer.children()) for layer in layers[::2]))
+    reason = why_other_class(nn.Sequential, *layers[::2]) or why_other_class(nn.GELU, *layers[1::2])
+    return reason or why_other_class(nn.Conv2d, *(next(layer.children()) for layer in layers[::2]))
 
 
 def run_stem(mode: str, stem: ConvStem, x: Tensor) -> tuple[Tensor, Size]:
@@ -50,7 +51,7 @@ def interaction_refusal(
     mode: str, x: Tensor, norm: nn.LayerNorm, layer: LocalPatchInteraction, size: Size
 ) -> str | None:
     """Return why the kernel does not serve a branch; None if it does."""
-    return unexpected(nn.Conv2d, layer.conv1, layer.conv2)
+    return why_other_class(nn.Conv2d, layer.conv1, layer.conv2)
 
 
 def run_interaction(

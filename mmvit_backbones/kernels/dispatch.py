@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from mmvit_backbones.backbones.twins_svt import TwinsSVTBlock
 from mmvit_backbones.backbones.xcit import XCiTBlock
 from mmvit_backbones.kernels import (
-    attention,
     convolutions,
     feature_maps,
+    fused_attention,
     gram_attention,
     norm_mlp,
     windows,
 )
 from mmvit_backbones.kernels.autograd import is_transformed
-from mmvit_backbones.kernels.expected import unexpected
+from mmvit_backbones.kernels.expected import why_other_class
 from mmvit_backbones.kernels.modes import (
     COMPILE,
     EXPORT,
@@ -34,7 +34,7 @@ from mmvit_backbones.kernels.modes import (
     TRAINING,
     current_mode,
 )
-from mmvit_backbones.layers.attention import attention as attention_function
+from mmvit_backbones.layers.attention import attention
 from mmvit_backbones.layers.conv_stem import ConvStem
 from mmvit_backbones.layers.cross_covariance_attention import CrossCovarianceAttention
 from mmvit_backbones.layers.local_patch_interaction import LocalPatchInteraction
@@ -79,7 +79,8 @@ BRANCHES: dict[Callable[..., Any], Branch] = {
     XCiTBlock.interact: Branch('norm3', 'local_mp', 'gamma3'),
     XCiTBlock.feed_forward: Branch('norm2', 'mlp', 'gamma2'),
 }
-# By the class of the branch's layer; other uses of that class are not served. The functions are
+# By the class of the branch's layer. A kernel serves that class inside a branch of `BRANCHES` only.
+# The functions, of tokens x (B, N, C) and a scale (C), are
 #     refusal(mode, x, norm, layer, *rest) -> str | None
 #     run(mode, x, norm, layer, scale, residual, *rest) -> Tensor
 # with the arguments `rest` that the branch takes after x. `run` returns `scale * layer(norm(x))`,
@@ -105,7 +106,7 @@ FUNCTION_KERNELS: dict[Callable[..., Any], Kernel] = {
     ConvStem.forward: Kernel(
         'conv_stem', ALL_BUT_EXPORT, convolutions.run_stem, convolutions.stem_refusal
     ),
-    attention_function: Kernel('fused_attention', ALL_MODES, attention.run, attention.refusal),
+    attention: Kernel('fused_attention', ALL_MODES, fused_attention.run, fused_attention.refusal),
     pad_to_multiple: Kernel('pad', ALL_BUT_EXPORT, feature_maps.run_pad, feature_maps.pad_refusal),
     crop: Kernel('crop', ALL_BUT_EXPORT, feature_maps.run_crop, feature_maps.crop_refusal),
     as_contiguous: Kernel(
@@ -172,8 +173,8 @@ class Dispatcher:
         reason = self._general_refusal(mode, kernel, x, (block.drop_path, norm, layer))
         reason = (
             reason
-            or unexpected(nn.LayerNorm, norm)
-            or unexpected(DropPath, block.drop_path)
+            or why_other_class(nn.LayerNorm, norm)
+            or why_other_class(DropPath, block.drop_path)
             or kernel.refusal(mode, x, norm, layer, *args[2:])
         )
         return Choice(function, layer, None if reason else kernel, reason or '')
@@ -219,8 +220,14 @@ def _run_branch(
     """Return `x + drop_path(scale * layer(norm(x)))` by a kernel."""
     scale = None if branch.scale is None else getattr(block, branch.scale)
     scale = scale if isinstance(scale, Tensor) else None  # 1.0 once it is folded
-    drops = block.drop_path.training and block.drop_path.drop_prob > 0
+    is_dropping = block.drop_path.training and block.drop_path.drop_prob > 0
     out = kernel.run(
-        mode, x, getattr(block, branch.norm), getattr(block, branch.layer), scale, not drops, *args
+        mode,
+        x,
+        getattr(block, branch.norm),
+        getattr(block, branch.layer),
+        scale,
+        not is_dropping,
+        *args,
     )
-    return x + block.drop_path(out) if drops else out
+    return x + block.drop_path(out) if is_dropping else out

@@ -1,6 +1,6 @@
 """Whether the modules of a layer are in a class and a state that its kernel knows.
 
-A user may have replaced one by another of PyTorch's own.
+A user may have replaced an inner layer by another class of PyTorch, such as `nn.Identity`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import nn
 
 
-def unexpected(kind: type[nn.Module], *modules: nn.Module) -> str | None:
+def why_other_class(kind: type[nn.Module], *modules: nn.Module) -> str | None:
     """Return a message about the first module that is not exactly of a class; None if all are."""
     for module in modules:
         if type(module) is not kind:
@@ -21,6 +21,6 @@ def drops(*dropouts: nn.Dropout) -> bool:
     return any(dropout.training and dropout.p > 0 for dropout in dropouts)
 
 
-def without_bias(*layers: nn.Linear) -> str | None:
+def why_no_bias(*layers: nn.Linear) -> str | None:
     """Return a message if a linear layer has no bias; None if all have one."""
     return 'a linear layer has no bias' if any(layer.bias is None for layer in layers) else None

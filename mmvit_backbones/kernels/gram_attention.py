@@ -14,11 +14,15 @@ the squared lengths are the diagonal of R.
 
 X is multiplied only by itself and by one (C, C) matrix per image. That takes 2NC^2 multiply-adds
 instead of 4NC^2 + 2NCd. The products of (C, C) matrices that it takes besides pay from about N =
-1.6C on, or N = 1.2C with a backward pass. The only tensor of N tokens saved for backward is the
-input.
+1.6C on, or N = 1.2C with a backward pass. `_GramAttention` saves the input as its only tensor of N
+tokens; where dropout is active and in graphs, autograd decides.
 
-Legend: B batch, N tokens, C channels, h heads, d channels per head, D = hd. The batch dimension
-follows the channels, (h, d, B, ...): one product serves the whole batch and sums over it.
+Shapes: W, P (2D, C); b, p (2D); R (2d, 2d) of a head; A (D, D), a block for each head; W_v (D, C);
+W_proj (C, D).
+
+Legend: B batch, N tokens, C channels, h heads, d channels per head, D = hd. B stands after d, so
+the rows (d, B) of all images enter one product, which in backward also sums the gradients of the
+weights over the images.
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ from torch import Tensor, nn
 
 from mmvit_backbones.kernels import modes, operators
 from mmvit_backbones.kernels.autograd import compute_dtype, refuse_second_derivative
-from mmvit_backbones.kernels.expected import drops, unexpected, without_bias
+from mmvit_backbones.kernels.expected import drops, why_no_bias, why_other_class
 from mmvit_backbones.kernels.modes import COMPILE, EXPORT, is_static, typical_size
 from mmvit_backbones.layers.cross_covariance_attention import MIN_LENGTH, CrossCovarianceAttention
 from mmvit_backbones.layers.folding import scaled_parameters
@@ -54,9 +58,9 @@ def refusal(
     It compares multiply-adds: per token, and per image for the products of (C, C) matrices.
     """
     if reason := (
-        unexpected(nn.Linear, layer.qkv, layer.proj)
-        or unexpected(nn.Dropout, layer.attn_drop, layer.drop)
-        or without_bias(layer.proj)
+        why_other_class(nn.Linear, layer.qkv, layer.proj)
+        or why_other_class(nn.Dropout, layer.attn_drop, layer.drop)
+        or why_no_bias(layer.proj)
     ):
         return reason
     num_tokens: int | None
@@ -100,7 +104,7 @@ def run(
     weight, bias = (proj.weight, proj.bias) if scale is None else scaled_parameters(proj, scale)
     assert bias is not None
     if mode in (COMPILE, EXPORT) or drops(layer.attn_drop, layer.drop):
-        out = _recorded(norm(x), layer, weight, bias)
+        out = _gram_by_autograd(norm(x), layer, weight, bias)
         return x + out if residual else out
     return _GramAttention.apply(
         x,
@@ -116,18 +120,20 @@ def run(
     )
 
 
-def _recorded(
+def _gram_by_autograd(
     tokens: Tensor, layer: CrossCovarianceAttention, weight: Tensor, bias: Tensor
 ) -> Tensor:
-    """Attend between the channels of normalized tokens by operations that autograd records."""
+    """Compute the Gram form in operations that autograd and compilers record."""
     with without_autocast(tokens.device):
         qk_weight, v_weight, qk_bias, v_bias = _by_head(layer)
         wide = at_least_float32(tokens)
         temperature = at_least_float32(layer.temperature)
         gram = wide.transpose(1, 2) @ wide
         attended = attention_weights(wide, qk_weight, qk_bias, temperature, gram)
-        values, shift = mix_values(layer.attn_drop(attended.weights), v_weight, v_bias)
-        mixing, offset = project(values, shift, at_least_float32(weight), at_least_float32(bias))
+        values, mixed_bias = attend_values(layer.attn_drop(attended.weights), v_weight, v_bias)
+        mixing, offset = output_matrix(
+            values, mixed_bias, at_least_float32(weight), at_least_float32(bias)
+        )
     offset = offset[:, None].to(tokens.dtype)
     return layer.drop(torch.baddbmm(offset, tokens, mixing.transpose(1, 2)))
 
@@ -152,15 +158,15 @@ class Attended(NamedTuple):
         weights: A (h, d, B, d), queries first; sums over the last dimension are 1.
         cosines: Cosines of queries and keys (h, d, B, d).
         squared_lengths: Those of queries and keys over all tokens (h, B, 2d).
-        projected: P (h, 2dB, C).
-        projected_sums: p (h, 2dB, 1).
+        qk_gram: P (h, 2dB, C).
+        qk_sums: p (h, 2dB, 1).
     """
 
     weights: Tensor
     cosines: Tensor
     squared_lengths: Tensor
-    projected: Tensor
-    projected_sums: Tensor
+    qk_gram: Tensor
+    qk_sums: Tensor
 
 
 def attention_weights(
@@ -181,12 +187,12 @@ def attention_weights(
     gram = gram.transpose(0, 1).reshape(dims, batch_size * dims)  # (C, BC)
     sums = tokens.sum(dim=1)  # s (B, C)
     all_weights, all_biases = qk_weight.flatten(0, 1), qk_bias.flatten(0, 1)  # (2D, C), (2D, 1)
-    projected = torch.addmm(all_biases * sums.flatten(), all_weights, gram)  # (2D, BC)
-    projected = projected.view(num_heads, num_rows, dims)
-    projected_sums = torch.addmm(num_tokens * all_biases, all_weights, sums.t())  # (2D, B)
-    projected_sums = projected_sums.view(num_heads, num_rows, 1)
+    qk_gram = torch.addmm(all_biases * sums.flatten(), all_weights, gram)  # (2D, BC)
+    qk_gram = qk_gram.view(num_heads, num_rows, dims)
+    qk_sums = torch.addmm(num_tokens * all_biases, all_weights, sums.t())  # (2D, B)
+    qk_sums = qk_sums.view(num_heads, num_rows, 1)
     products = torch.baddbmm(
-        projected_sums * qk_bias.transpose(1, 2), projected, qk_weight.transpose(1, 2)
+        qk_sums * qk_bias.transpose(1, 2), qk_gram, qk_weight.transpose(1, 2)
     )  # R of each head (h, 2dB, 2d)
     products = products.view(num_heads, twice_head_dims, batch_size, twice_head_dims)
     squared_lengths = products.diagonal(dim1=1, dim2=3)
@@ -194,7 +200,7 @@ def attention_weights(
     head_dims = twice_head_dims // 2
     cosines = products[:, :head_dims, :, head_dims:] * q_inverse * k_inverse
     weights = (cosines * temperature[..., None]).softmax(dim=-1)
-    return Attended(weights, cosines, squared_lengths, projected, projected_sums)
+    return Attended(weights, cosines, squared_lengths, qk_gram, qk_sums)
 
 
 def _gram(tokens: Tensor) -> Tensor:
@@ -220,7 +226,7 @@ def inverse_lengths(squared_lengths: Tensor) -> tuple[Tensor, Tensor]:
     return q_inverse.transpose(1, 2)[..., None], k_inverse[:, None]
 
 
-def mix_values(weights: Tensor, v_weight: Tensor, v_bias: Tensor) -> tuple[Tensor, Tensor]:
+def attend_values(weights: Tensor, v_weight: Tensor, v_bias: Tensor) -> tuple[Tensor, Tensor]:
     """Return A W_v (D, BC) and A b_v (D, B)."""
     num_heads, head_dims, batch_size, _ = weights.shape
     rows = weights.flatten(1, 2)  # (h, dB, d)
@@ -229,20 +235,20 @@ def mix_values(weights: Tensor, v_weight: Tensor, v_bias: Tensor) -> tuple[Tenso
     return values, (rows @ v_bias).view(inner_dims, batch_size)
 
 
-def project(
-    values: Tensor, shift: Tensor, proj_weight: Tensor, proj_bias: Tensor
+def output_matrix(
+    values: Tensor, mixed_bias: Tensor, proj_weight: Tensor, proj_bias: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return W_proj A W_v (B, C, C) and W_proj A b_v + b_proj (B, C)."""
     dims = len(proj_weight)
-    mixing = (proj_weight @ values).view(dims, shift.shape[1], dims)
-    return mixing.transpose(0, 1), torch.addmm(proj_bias, shift.t(), proj_weight.t())
+    mixing = (proj_weight @ values).view(dims, mixed_bias.shape[1], dims)
+    return mixing.transpose(0, 1), torch.addmm(proj_bias, mixed_bias.t(), proj_weight.t())
 
 
 class _GramAttention(torch.autograd.Function):
     """The branch with a backward pass of its own, which saves the input and small matrices.
 
-    R is quadratic in W and in X. Let dR be its gradient and H = dR + dR^T. Then the gradients are
-    H P of W, H p of b, and X W^T H W + 1 b^T H W of X.
+    R is quadratic in W and in X. Let dR be its gradient and S = dR + dR^T, `doubled` in the code.
+    Then the gradients are S P of W, S p of b, and X W^T S W + 1 b^T S W of X.
     """
 
     @staticmethod
@@ -267,8 +273,8 @@ class _GramAttention(torch.autograd.Function):
             wide = at_least_float32(tokens)
             gram = _gram(wide)
             attended = attention_weights(wide, qk_weight, qk_bias, temperature, gram)
-            values = mix_values(attended.weights, v_weight, v_bias)
-            mixing, offset = project(*values, proj_weight, proj_bias)
+            values = attend_values(attended.weights, v_weight, v_bias)
+            mixing, offset = output_matrix(*values, proj_weight, proj_bias)
             tokens, mixing, offset = tokens.to(dtype), mixing.to(dtype), offset[:, None].to(dtype)
             if residual and x.dtype == dtype:
                 out = operators.add_linear_(x + offset, tokens, mixing)
@@ -305,9 +311,9 @@ class _GramAttention(torch.autograd.Function):
             grad_weights, grad_v_weight, grad_v_bias, grad_proj_weight = _mixing_backward(
                 at_least_float32(grad_mixing), grad_offset, attended, v_weight, v_bias, proj_weight
             )
-            h, grad_temperature = _weights_backward(grad_weights, attended, temperature)
-            grad_gram, grad_sums = _gram_backward(h, qk_weight, qk_bias, len(x))
-            h_transposed = h.transpose(1, 2)
+            doubled, grad_temperature = _weights_backward(grad_weights, attended, temperature)
+            grad_gram, grad_sums = _gram_backward(doubled, qk_weight, qk_bias, len(x))
+            doubled_transposed = doubled.transpose(1, 2)
             grad_tokens = grad_sums[:, None].expand(tokens.shape).clone()
             operators.add_linear_(grad_tokens, at_least_float32(tokens), grad_gram.transpose(1, 2))
             if ctx.dtype == grad_tokens.dtype:
@@ -330,9 +336,9 @@ class _GramAttention(torch.autograd.Function):
                 grad_norm_weight,
                 grad_norm_bias,
                 None,
-                h_transposed @ attended.projected,
+                doubled_transposed @ attended.qk_gram,
                 grad_v_weight,
-                h_transposed @ attended.projected_sums,
+                doubled_transposed @ attended.qk_sums,
                 grad_v_bias,
                 grad_temperature,
                 grad_proj_weight,
@@ -354,19 +360,19 @@ def _mixing_backward(
     num_heads, head_dims, dims = v_weight.shape
     batch_size = len(grad_offset)
     num_rows = head_dims * batch_size
-    values, shift = mix_values(attended.weights, v_weight, v_bias)
+    values, mixed_bias = attend_values(attended.weights, v_weight, v_bias)
     grad_mixing = grad_mixing.transpose(0, 1).reshape(dims, batch_size * dims)  # (C, BC)
-    grad_proj_weight = torch.addmm(grad_mixing @ values.t(), grad_offset.t(), shift.t())
+    grad_proj_weight = torch.addmm(grad_mixing @ values.t(), grad_offset.t(), mixed_bias.t())
     grad_values = (proj_weight.t() @ grad_mixing).view(num_heads, num_rows, dims)
-    grad_shift = (proj_weight.t() @ grad_offset.t()).view(num_heads, num_rows, 1)
+    grad_mixed_bias = (proj_weight.t() @ grad_offset.t()).view(num_heads, num_rows, 1)
     grad_weights = torch.baddbmm(
-        grad_shift * v_bias.transpose(1, 2), grad_values, v_weight.transpose(1, 2)
+        grad_mixed_bias * v_bias.transpose(1, 2), grad_values, v_weight.transpose(1, 2)
     )
     columns = attended.weights.flatten(1, 2).transpose(1, 2)  # (h, d, dB)
     return (
         grad_weights.view(attended.weights.shape),
         columns @ grad_values,
-        columns @ grad_shift,
+        columns @ grad_mixed_bias,
         grad_proj_weight,
     )
 
@@ -374,7 +380,7 @@ def _mixing_backward(
 def _weights_backward(
     grad_weights: Tensor, attended: Attended, temperature: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return H (h, 2dB, 2d) and the gradient of the temperature."""
+    """Return S (h, 2dB, 2d) and the gradient of the temperature."""
     weights, cosines, squared_lengths, *_ = attended
     grad_logits = grad_weights * weights
     grad_logits -= grad_logits.sum(-1, keepdim=True) * weights
@@ -382,27 +388,27 @@ def _weights_backward(
     grad_cosines = grad_logits * temperature[..., None]
     q_inverse, k_inverse = inverse_lengths(squared_lengths)
     num_heads, head_dims, batch_size, _ = weights.shape
-    h = weights.new_zeros(num_heads, 2 * head_dims, batch_size, 2 * head_dims)
-    queries_with_keys = h[:, :head_dims, :, head_dims:]
+    doubled = weights.new_zeros(num_heads, 2 * head_dims, batch_size, 2 * head_dims)
+    queries_with_keys = doubled[:, :head_dims, :, head_dims:]
     torch.mul(grad_cosines * q_inverse, k_inverse, out=queries_with_keys)
-    h[:, head_dims:, :, :head_dims] = queries_with_keys.transpose(1, 3)
-    # The diagonal of H is twice the gradient of the squared lengths. A length divides all cosines
+    doubled[:, head_dims:, :, :head_dims] = queries_with_keys.transpose(1, 3)
+    # The diagonal of S is twice the gradient of the squared lengths. A length divides all cosines
     # of its row or column.
     weighted = grad_cosines * cosines
     grad_lengths = torch.cat((weighted.sum(3).transpose(1, 2), weighted.sum(1)), dim=-1)
     grad_lengths = grad_lengths / squared_lengths  # (h, B, 2d)
     grad_lengths = grad_lengths.masked_fill(squared_lengths < MIN_SQUARED_LENGTH, 0)
-    h.diagonal(dim1=1, dim2=3).copy_(-grad_lengths)
-    return h.flatten(1, 2), grad_temperature
+    doubled.diagonal(dim1=1, dim2=3).copy_(-grad_lengths)
+    return doubled.flatten(1, 2), grad_temperature
 
 
 def _gram_backward(
-    h: Tensor, qk_weight: Tensor, qk_bias: Tensor, batch_size: int
+    doubled: Tensor, qk_weight: Tensor, qk_bias: Tensor, batch_size: int
 ) -> tuple[Tensor, Tensor]:
-    """Return W^T H W (B, C, C) and b^T H W (B, C) from H (h, 2dB, 2d)."""
+    """Return W^T S W (B, C, C) and b^T S W (B, C) from S (h, 2dB, 2d)."""
     all_weights = qk_weight.flatten(0, 1)  # (2D, C)
     twice_inner_dims, dims = all_weights.shape
-    rows = (h @ qk_weight).view(twice_inner_dims, batch_size * dims)
-    bias_rows = (h @ qk_bias).view(twice_inner_dims, batch_size)
+    rows = (doubled @ qk_weight).view(twice_inner_dims, batch_size * dims)
+    bias_rows = (doubled @ qk_bias).view(twice_inner_dims, batch_size)
     grad_gram = (all_weights.t() @ rows).view(dims, batch_size, dims)
     return grad_gram.transpose(0, 1), bias_rows.t() @ all_weights

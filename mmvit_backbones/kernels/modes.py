@@ -1,7 +1,9 @@
 """The mode of a call: training, inference, or a graph that is compiled or exported.
 
 Training and inference are told apart by autograd, not by `module.training`: with gradients enabled
-a model in evaluation mode counts as training, because a backward pass may follow.
+a model in evaluation mode counts as training, because a backward pass may follow. A graph that is
+compiled has the mode COMPILE with and without gradients. A graph of `torch.export` or of
+`torch.jit.trace` has the mode EXPORT.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ def _is_compiling() -> bool:
 
 
 def _is_exporting() -> bool:
-    # Before 2.7, an export cannot be told from a compilation.
+    # Before 2.7, an export has the mode COMPILE.
     return torch.compiler.is_exporting() if hasattr(torch.compiler, 'is_exporting') else False
 
 
@@ -73,9 +75,10 @@ def has_unguarded_sizes() -> bool:
 
 
 def typical_size(size: int) -> int | None:
-    """Return a size, or the one of the example where a graph for any size is exported.
+    """Return a fixed size as it is, and for a dynamic size its value in the example input.
 
-    None where it is not told: in a trace, and in Dynamo (`torch.export` with `strict=True`).
+    None where PyTorch does not give that value: in a trace, and in Dynamo (`torch.export` with
+    `strict=True`).
     """
     if torch.jit.is_tracing():
         return None

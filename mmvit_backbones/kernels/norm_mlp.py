@@ -1,10 +1,10 @@
-"""LayerNorm and MLP in one operator that saves only its input for backward.
+"""LayerNorm and MLP in one operator with a backward pass of its own.
 
-Serves the branch `scale * mlp(norm(x))`. LayerNorm and GELU are recomputed in backward, and so is
-the hidden activation where C is small. On a CPU the operator goes through its tokens in chunks. The
-hidden activation of a detection image exceeds 32 MiB; glibc returns such blocks to the system when
-they are freed, and to request them again in every layer costs more than the GELU. Graphs that are
-compiled for a CPU gain as much, so there the operator stays one node.
+Serves the branch `scale * mlp(norm(x))`. The operator saves its input and, at C >= 256, the output
+of `fc1` (R, D). Backward recomputes the rest. On a CPU the operator goes through its tokens in
+chunks. The hidden activation of a detection image exceeds 32 MiB; glibc returns such blocks to the
+system when they are freed, and to request them again in every layer costs more than the GELU.
+Graphs that are compiled for a CPU gain as much, so there the operator stays one node.
 
 Legend: R rows (tokens of all images), C channels, D hidden channels.
 """
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mmvit_backbones.kernels import operators
 from mmvit_backbones.kernels.autograd import compute_dtype, refuse_second_derivative
-from mmvit_backbones.kernels.expected import drops, unexpected, without_bias
+from mmvit_backbones.kernels.expected import drops, why_no_bias, why_other_class
 from mmvit_backbones.kernels.modes import COMPILE
 from mmvit_backbones.layers.folding import scaled_parameters
 from mmvit_backbones.layers.mlp import MLP
@@ -42,9 +42,9 @@ def refusal(mode: str, x: Tensor, norm: nn.LayerNorm, layer: MLP) -> str | None:
     if not operators.HAS_CUSTOM_OPS:
         return 'this PyTorch has no torch.library.custom_op'
     if reason := (
-        unexpected(nn.Linear, layer.fc1, layer.fc2)
-        or unexpected(nn.Dropout, layer.drop)
-        or without_bias(layer.fc1, layer.fc2)
+        why_other_class(nn.Linear, layer.fc1, layer.fc2)
+        or why_other_class(nn.Dropout, layer.drop)
+        or why_no_bias(layer.fc1, layer.fc2)
     ):
         return reason
     if drops(layer.drop):

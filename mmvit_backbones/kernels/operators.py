@@ -1,4 +1,4 @@
-"""PyTorch operators outside its public interface, and newer ones; kernels reach them here alone.
+"""The operators of PyTorch (`torch.ops`) that are private or recent, for all kernels.
 
 An operator that this PyTorch lacks switches off the kernels that need it.
 
@@ -26,8 +26,8 @@ def _is_intel() -> bool:
         return 'GenuineIntel' in platform.processor()
 
 
-# MKL, which PyTorch calls for products in fp32, uses AVX-512 on Intel processors alone; oneDNN
-# on every make. On an AMD EPYC with AVX-512 its products take half the time.
+# MKL, which PyTorch calls for products in fp32, uses AVX-512 only on Intel processors. oneDNN uses
+# it on all: on an AMD EPYC with AVX-512 its products take half the time of MKL's.
 FP32_BY_ONEDNN = (
     HAS_LINEAR_GELU
     and torch.backends.mkldnn.is_available()

@@ -20,7 +20,8 @@ VARIABLE = 'MMVIT_KERNELS'
 class use(AbstractContextManager[None]):  # noqa: N801, reads as a verb
     """Choose what this process computes with, from now on or for the time of a context.
 
-    A call replaces what an earlier one chose, `disable` included.
+    The call itself installs the setting, and replaces what an earlier one chose, `disable`
+    included. As a context manager it restores the setting from before at its end.
 
     Args:
         setting: `'auto'`: kernels where they serve. `'reference'`: the layers as they are written.

@@ -4,10 +4,11 @@ Serves the branch `attn(norm(x), size)` with window padding `'mask'`. Attention 
 attention among the tokens that are not masked. So a grid is cut into up to four regions, each tiled
 by windows of one size: the whole windows, and those that the right or the bottom border, or
 both, cut off. The tokens of all windows are gathered into the rows of one matrix, so that each
-linear layer runs once. Only the input is saved for the backward pass of norm and `qkv`.
+linear layer runs once. For the backward pass of norm and `qkv` only the input is saved, unless the
+graph is compiled.
 
 Legend: B batch, H x W = N tokens, C channels, R = BN rows, h heads, d channels per head, w windows
-of a region in all images, n tokens of a window.
+of one region in all images together, n tokens of a window.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from mmvit_backbones.kernels import operators
 from mmvit_backbones.kernels.autograd import compute_dtype, refuse_second_derivative
-from mmvit_backbones.kernels.expected import unexpected
+from mmvit_backbones.kernels.expected import why_other_class
 from mmvit_backbones.kernels.modes import COMPILE, is_static
 from mmvit_backbones.layers.attention import attention
 from mmvit_backbones.layers.precision import without_autocast
@@ -148,7 +149,9 @@ def refusal(
     mode: str, x: Tensor, norm: nn.LayerNorm, layer: WindowAttention, size: Size
 ) -> str | None:
     """Return why the kernel does not serve a branch; None if it does."""
-    if reason := unexpected(nn.Linear, layer.qkv) or unexpected(nn.Dropout, layer.attn_drop):
+    if reason := why_other_class(nn.Linear, layer.qkv) or why_other_class(
+        nn.Dropout, layer.attn_drop
+    ):
         return reason
     if layer.padding != 'mask':
         return 'tokens of the padding take part in attention'

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from mmvit_backbones.layers.folding import Scale, fold_norm, fold_scale
 from mmvit_backbones.layers.precision import at_least_float32
 
-MIN_LENGTH = 1e-12  # below it, `F.normalize` stops dividing as well
+MIN_LENGTH = 1e-12  # shorter lengths are replaced by it, as in `F.normalize`
 
 
 def channel_attention_weights(q: Tensor, k: Tensor, temperature: Tensor) -> Tensor:
-    """Softmax of the cosine of each query channel and each key channel, times a temperature.
+    """Softmax over the key channels of temperature * cosine(query channel, key channel).
 
     Lengths and softmax are computed in fp32 at least, also under autocast: the length of a channel
     is a sum over all tokens.
@@ -32,9 +32,9 @@ def channel_attention_weights(q: Tensor, k: Tensor, temperature: Tensor) -> Tens
     q_inverse, k_inverse = _inverse_lengths(q), _inverse_lengths(k)
     if q.dtype == torch.float16:  # sums over many tokens would exceed its range
         q, q_inverse = (q * q_inverse).to(q.dtype), torch.ones_like(q_inverse)
-    covariance = at_least_float32(q @ k.transpose(-2, -1))
+    products = at_least_float32(q @ k.transpose(-2, -1))
     factors = k_inverse.transpose(-2, -1) * at_least_float32(temperature)
-    return (covariance * q_inverse * factors).softmax(dim=-1)
+    return (products * q_inverse * factors).softmax(dim=-1)
 
 
 def _inverse_lengths(x: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class CrossCovarianceAttention(nn.Module):
         num_heads: Heads.
         head_dims: Channels per head.
         qkv_bias: Give the query, key and value projections a bias.
-        initial_temperature: Factor of the covariance before training.
+        initial_temperature: Factor of the cosines before training.
         attn_drop_rate: Dropout probability of attention weights.
         drop_rate: Dropout probability of the output.
     """

@@ -14,7 +14,7 @@ PLAIN_TENSORS: frozenset[type] = frozenset((Tensor, nn.Parameter, type(None)))
 def why_not_plain(
     module: nn.Module, tensor_classes: Collection[type] = PLAIN_TENSORS
 ) -> str | None:
-    """Return why a module or one of its children is not as PyTorch, mmcv or this package define it.
+    """Return why a module or a child is not as torch.nn.modules, mmcv or this package define it.
 
     The reasons: a class from elsewhere (adapters, quantized layers, parametrizations), a hook, a
     `forward` set on the instance, a parameter or buffer that is a tensor subclass.
@@ -30,7 +30,7 @@ def why_not_plain(
     """
     state = module.__dict__
     if not type(module).__module__.startswith(PLAIN_PACKAGES):
-        return f'the class {type(module).__name__} is not from PyTorch, mmcv or this package'
+        return f'the class {type(module).__name__} is not of torch.nn.modules, mmcv or this package'
     if 'forward' in state:
         return f'a {type(module).__name__} has a forward of its own'
     if (
@@ -51,7 +51,7 @@ def why_not_plain(
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether a module and its children are as PyTorch, mmcv or this package define them."""
+    """Whether `why_not_plain` has no reason against a module."""
     return why_not_plain(module) is None
 
 

@@ -2,8 +2,9 @@
 
 The decorator `replaceable` marks the functions that a kernel can stand in for. The undecorated
 function is the reference: it defines the result. Importing `mmvit_backbones` installs a dispatcher
-here, which chooses in each call between a kernel and the reference; `mmvit_backbones/kernels`
-holds both, and its README.md says how they work. Without a dispatcher the reference runs.
+here (`kernels.switch.use_environment`). It runs a kernel or the reference, call by call. Dispatcher
+and kernels are in `mmvit_backbones/kernels`, whose README.md says how they work. Without a
+dispatcher the reference runs.
 
 Replaceable are the residual branches of the blocks, where a kernel sees norm, layer, scale and
 residual at once, and a few functions that several layers call.
@@ -29,8 +30,9 @@ def replaceable(reference: Function) -> Function:
         reference: Function or method.
 
     Returns:
-        The replaceable function, which takes positional arguments only. It hands itself and its
-        arguments to the dispatcher. Its attribute `__wrapped__` is the reference.
+        The replaceable function. It hands itself and its arguments to the dispatcher. It takes
+        positional arguments only: a keyword raises TypeError. Its attribute `__wrapped__` is the
+        reference.
     """
 
     @functools.wraps(reference)

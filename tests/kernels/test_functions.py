@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmvit_backbones.kernels import attention as fused
 from mmvit_backbones.kernels import feature_maps
+from mmvit_backbones.kernels import fused_attention as fused
 from mmvit_backbones.kernels.modes import INFERENCE, TRAINING
 from mmvit_backbones.layers.attention import attention
 from mmvit_backbones.layers.tokens import as_contiguous, crop, pad_to_multiple

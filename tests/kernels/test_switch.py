@@ -170,9 +170,9 @@ REASONS = {
     add_forward_hook: 'a Linear has a hook',
     add_forward_pre_hook: 'a Linear has a hook',
     add_backward_hook: 'a Linear has a hook',
-    set_class: 'the class Linear is not from PyTorch, mmcv or this package',
+    set_class: 'the class Linear is not of torch.nn.modules, mmcv or this package',
     set_forward: 'a Linear has a forward of its own',
-    parametrize: 'the class ParametrizedLinear is not from PyTorch, mmcv or this package',
+    parametrize: 'the class ParametrizedLinear is not of torch.nn.modules, mmcv or this package',
     tag: 'a Linear holds a Tagged',
 }
 LAYERS = {'blocks.0.0.attn': 'qkv', 'blocks.0.0.mlp': 'fc1'}

@@ -1,5 +1,5 @@
-# Minutes on a CPU: 4 epochs of 200 iterations.
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=4, val_interval=4)
+# Minutes on a CPU: 5 epochs of 200 iterations.
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=5, val_interval=5)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
@@ -15,7 +15,7 @@ param_scheduler = [
         type='CosineAnnealingLR',
         by_epoch=True,
         begin=0,
-        end=4,
+        end=5,
         eta_min=0.0,
         convert_to_iter_based=True,
     ),
