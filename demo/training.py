@@ -44,15 +44,15 @@ class Job:
 
 def _detector(name: str, config: str) -> Job:
     metrics = {'AP': 'coco/bbox_mAP', 'AP50': 'coco/bbox_mAP_50'}
-    return Job(name, config, metrics, target=('AP50', 0.5), unit=1)
+    return Job(name, config, metrics, target=('AP50', 0.8), unit=1)
 
 
 def _segmentor(name: str, config: str) -> Job:
-    return Job(name, config, {'mIoU': 'mIoU'}, target=('mIoU', 0.6), unit=0.01)
+    return Job(name, config, {'mIoU': 'mIoU'}, target=('mIoU', 0.7), unit=0.01)
 
 
 def _classifier(name: str, config: str) -> Job:
-    return Job(name, config, {'top-1': 'accuracy/top1'}, target=('top-1', 0.9), unit=0.01)
+    return Job(name, config, {'top-1': 'accuracy/top1'}, target=('top-1', 0.95), unit=0.01)
 
 
 JOBS = (

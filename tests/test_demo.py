@@ -27,14 +27,14 @@ def test_table_marks_what_stayed_below_its_target() -> None:
     table = demo.format_table([make_result(detector, 0.85), make_result(segmentor, 0.3)])
     lines = table.splitlines()
     assert lines[2] == '| retinanet-twins-svt | 0.850 | 0.850 |  |  | 1.5 min | 512 MiB |'
-    assert '0.300 (below 0.6)' in lines[3]
+    assert '0.300 (below 0.7)' in lines[3]
 
 
 def test_a_missed_target_says_where_to_look(tmp_path: Path) -> None:
     result = make_result(demo.JOBS[0], 0.4)
     assert not result.has_learned
     text = demo.explain_miss(result, tmp_path)
-    assert text.startswith('error: retinanet-twins-svt reached AP50 0.400, below 0.5.')
+    assert text.startswith('error: retinanet-twins-svt reached AP50 0.400, below 0.8.')
     for place in ('losses.png', 'retinanet-twins-svt/train.log', 'retinanet-twins-svt.png'):
         assert str(tmp_path / place) in text
 

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from mmengine.dist import barrier
 from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import OptimWrapper
 from torch import Tensor, distributed, multiprocessing, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy, size_based_auto_wrap_policy
 from torch.nn.parallel import DistributedDataParallel
 
-from mmvit_backbones.engine import shard
+from mmvit_backbones.engine import FiniteLossHook, NonFiniteError, shard
 from mmvit_backbones.registry import MODELS
 from tests.engine.test_resume import assert_same_end, make_runner, train_until
 from tests.models import SMALL, TWINS, XCIT
@@ -190,12 +193,30 @@ def check_sharded_run(folder: Path) -> None:
     assert_same_end(folder / 'ddp', folder / 'killed', 'epoch_4.pth')
 
 
+def check_sharded_loss() -> None:
+    """The process whose loss is not finite says so by itself, while the other waits elsewhere."""
+    model = shard(randomize(SMALL['xcit']()))
+    wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.0))
+    runner = SimpleNamespace(optim_wrapper=wrapper, model=model, iter=0, epoch=0)
+    FiniteLossHook().before_train(runner)
+    factor = float('nan') if distributed.get_rank() else 1.0
+    loss = factor * loss_of(model(torch.randn(1, 3, 64, 64)))
+    expected = pytest.raises(NonFiniteError, match='gradients are not finite')
+    with expected if distributed.get_rank() else nullcontext():
+        wrapper.backward(loss)
+    barrier()
+
+
 def checks(folder: Path) -> dict[str, Callable[[], Any]]:
+    sharded = {
+        'sharded run': partial(check_sharded_run, folder / 'sharded'),
+        'loss under sharding': check_sharded_loss,
+    }
     return {
         **{f'DDP {backbone}': partial(check_ddp, backbone) for backbone in BACKBONES},
         **{f'FSDP {name}': partial(check_fsdp, *SHARDED[name]) for name in SHARDED},
         'resumed run': partial(check_resumed_run, folder / 'resumed'),
-        **({'sharded run': partial(check_sharded_run, folder / 'sharded')} if fully_shard else {}),
+        **(sharded if fully_shard else {}),
     }
 
 
