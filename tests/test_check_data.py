@@ -55,6 +55,21 @@ def write_coco(folder: Path) -> Config:
     return config('mmdet', dataset, dict(bbox_head=dict(num_classes=2)))
 
 
+def write_boxes(folder: Path) -> Config:
+    """The same without masks, as a tool for boxes writes it."""
+    sound = write_coco(folder)
+    edit(lambda c: [a.update(segmentation=[]) for a in c['annotations']])(folder, sound)
+    return sound
+
+
+def write_masks(folder: Path) -> Config:
+    """The same, and a config that loads masks."""
+    sound = write_coco(folder)
+    steps = [dict(type='LoadAnnotations', with_bbox=True, with_mask=True)]
+    sound.train_dataloader.dataset.pipeline = steps
+    return sound
+
+
 def write_labels(folder: Path) -> Config:
     """Three images with labels 0 and 1 in all corners, and the config that reads them."""
     labels = np.indices((40, 60)).sum(0).astype(np.uint8) % 2
@@ -127,6 +142,16 @@ BROKEN = {
         write_coco,
         set_option(metainfo=dict(classes=('Cat', 'Dog'))),
         'no box is left',
+    ),
+    'classes in another order': (
+        write_coco,
+        set_option(metainfo=dict(classes=('dog', 'cat'))),
+        r"classes have another order .*\('dog', 'cat'\), expected \('cat', 'dog'\)",
+    ),
+    'empty mask': (
+        write_masks,
+        edit(lambda c: c['annotations'][3].update(segmentation=[])),
+        'mask is empty .*annotation 3',
     ),
     'one class too many': (
         write_coco,
@@ -202,7 +227,9 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize('write', [write_coco, write_labels, write_folders])
+@pytest.mark.parametrize(
+    'write', [write_coco, write_boxes, write_masks, write_labels, write_folders]
+)
 def test_sound_data(write: Callable[[Path], Config], tmp_path: Path) -> None:
     cfg = write(tmp_path)
     assert check_data.check(cfg, tmp_path / 'out') == []

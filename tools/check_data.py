@@ -106,6 +106,14 @@ def check_coco(dataset: BaseDataset, faults: Faults) -> list[Sample]:
         faults.add('class of the config is no category of the file', f'{name!r}; file: {names}')
     for name in set(names.values()) - set(classes):
         faults.add('category of the file is no class of the config, its boxes are left out', name)
+    numbered = [name for name in names.values() if name in classes]
+    if numbered != [name for name in classes if name in numbered]:
+        faults.add(
+            'classes have another order than the categories of the file, which number the labels: '
+            'predictions get wrong names',
+            f'{tuple(classes)}, expected {tuple(numbered)}',
+        )
+    loads_masks = any(getattr(step, 'with_mask', False) for step in dataset.pipeline.transforms)
     images = {image['id']: image for image in content['images']}
     boxes: dict[int, list[Any]] = {i: [] for i in images}
     for annotation in content['annotations']:
@@ -114,7 +122,7 @@ def check_coco(dataset: BaseDataset, faults: Faults) -> list[Sample]:
         if image is None:
             faults.add('annotation is of an image that the file does not have', where)
         elif names.get(annotation['category_id']) in classes:
-            check_box(annotation, image, where, faults)
+            check_box(annotation, image, where, faults, loads_masks)
             boxes[image['id']].append((annotation['bbox'], names[annotation['category_id']]))
     if not any(boxes.values()):
         faults.add('no box is left', f'of {len(content["annotations"])} in {dataset.ann_file}')
@@ -134,16 +142,20 @@ def check_coco(dataset: BaseDataset, faults: Faults) -> list[Sample]:
 
 
 def check_box(
-    annotation: dict[str, Any], image: dict[str, Any], where: str, faults: Faults
+    annotation: dict[str, Any],
+    image: dict[str, Any],
+    where: str,
+    faults: Faults,
+    loads_masks: bool,
 ) -> None:
-    """Check box and mask of an annotation."""
+    """Check the box of an annotation, and its mask where masks are loaded."""
     x, y, width, height = annotation['bbox']
     if width < 1 or height < 1:
         faults.add('box is empty (below 1 px)', f'{where}: {annotation["bbox"]}')
     elif x < 0 or y < 0 or x + width > image['width'] or y + height > image['height']:
         size = f'{image["width"]} x {image["height"]}'
         faults.add('box reaches outside the image', f'{where}: {annotation["bbox"]} in {size}')
-    if annotation.get('segmentation') == []:
+    if loads_masks and annotation.get('segmentation') == []:
         faults.add('mask is empty', where)
 
 

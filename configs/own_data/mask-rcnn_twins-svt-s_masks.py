@@ -16,7 +16,7 @@ _base_ = [
     '../_base_/det_runtime.py',
 ]
 
-# All that depends on the data: the names as the COCO files have them, and the folder.
+# All that depends on the data: the names in the order of the COCO files, and the folder.
 classes = ('cat', 'dog')
 data_root = 'data/own_coco/'
 

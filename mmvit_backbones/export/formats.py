@@ -60,7 +60,13 @@ def _run_torch(path: Path) -> Runner:
 
 
 def _write_aoti(program: ExportedProgram, names: Names, path: Path) -> None:
-    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    try:
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    except torch._inductor.exc.InductorError as error:
+        raise ValueError(
+            "format 'aoti': Inductor cannot compile this graph, as it is with XCiT for any size; "
+            'pass dynamic=False (--static)'
+        ) from error
 
 
 def _run_aoti(path: Path) -> Runner:

@@ -20,9 +20,10 @@ COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#0
 
 
 def read_scalars(work_dir: str | Path) -> dict[str, Curve]:
-    """Read the scalars of all runs in a work folder.
+    """Read the scalars of the latest run in a work folder.
 
-    A resumed run writes a log of its own: for a step that stands in several, the latest counts.
+    A resumed run writes a log of its own: for a step that stands in several, the latest counts. A run
+    that starts anew replaces the earlier ones.
 
     Args:
         work_dir: Folder that `tools/train.py` wrote.
@@ -39,9 +40,12 @@ def read_scalars(work_dir: str | Path) -> dict[str, Curve]:
             f'work_dir must hold logs (*/vis_data/scalars.json), got {str(work_dir)!r}'
         )
     found: dict[str, dict[int, float]] = {}
+    start = None
     for log in logs:
-        for line in log.read_text(encoding='utf-8').splitlines():
-            record = json.loads(line)
+        records = [json.loads(line) for line in log.read_text(encoding='utf-8').splitlines()]
+        if records and (start is None or records[0]['step'] <= start):
+            found, start = {}, records[0]['step']
+        for record in records:
             step = record.pop('step')
             for name, value in record.items():
                 if isinstance(value, (int, float)):

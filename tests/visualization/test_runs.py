@@ -34,6 +34,11 @@ def work_dir(tmp_path: Path) -> Path:
     return folder
 
 
+def test_a_run_from_the_start_replaces_earlier_ones(work_dir: Path) -> None:
+    write_log(work_dir, '20260103_000000', [dict(loss=7.0, step=0), dict(loss=6.0, step=1)])
+    assert vis.read_scalars(work_dir) == {'loss': [(0, 7.0), (1, 6.0)]}
+
+
 def test_a_resumed_run_goes_on(work_dir: Path) -> None:
     scalars = vis.read_scalars(work_dir)
     expected = [(0, 9.0), (1, 8.0), (2, 7.0), (3, 6.0), (4, 5.0), (5, 1.0), (6, 0.5)]
