@@ -22,8 +22,8 @@ COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#0
 def read_scalars(work_dir: str | Path) -> dict[str, Curve]:
     """Read the scalars of the latest run in a work folder.
 
-    A resumed run writes a log of its own: for a step that stands in several, the latest counts. A run
-    that starts anew replaces the earlier ones.
+    A resumed run writes a log of its own: for a step that stands in several, the latest counts. A
+    run that starts anew replaces the earlier ones.
 
     Args:
         work_dir: Folder that `tools/train.py` wrote.
