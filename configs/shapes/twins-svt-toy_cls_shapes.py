@@ -3,7 +3,7 @@
 Paper: none, the sizes are ours; Twins-SVT is https://arxiv.org/abs/2104.13840.
 Data: tools/make_shapes.py data/shapes
 Command: tools/train.py configs/shapes/twins-svt-toy_cls_shapes.py
-Batch: 1 GPU x 16 images; 24 epochs.
+Batch: 1 GPU x 16 images; 16 epochs.
 Weights: none, from scratch.
 Status: untested
 """

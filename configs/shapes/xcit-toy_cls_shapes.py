@@ -3,7 +3,7 @@
 Paper: none, the sizes are ours; XCiT is https://arxiv.org/abs/2106.09681.
 Data: tools/make_shapes.py data/shapes
 Command: tools/train.py configs/shapes/xcit-toy_cls_shapes.py
-Batch: 1 GPU x 16 images; 24 epochs.
+Batch: 1 GPU x 16 images; 16 epochs.
 Weights: none, from scratch.
 Status: untested
 """
