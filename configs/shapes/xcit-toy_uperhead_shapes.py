@@ -3,7 +3,7 @@
 Paper: none, the sizes are ours; XCiT is https://arxiv.org/abs/2106.09681.
 Data: tools/make_shapes.py data/shapes
 Command: tools/train.py configs/shapes/xcit-toy_uperhead_shapes.py
-Batch: 1 GPU x 4 images; 600 iterations.
+Batch: 1 GPU x 4 images; 800 iterations.
 Weights: none, from scratch.
 Status: untested
 """
@@ -12,7 +12,7 @@ _base_ = [
     '../_base_/backbones/xcit-toy.py',
     '../_base_/models/upernet.py',
     '../_base_/datasets/shapes_segmentation.py',
-    '../_base_/schedules/shapes_segmentation.py',
+    '../_base_/schedules/shapes_segmentation_long.py',
     '../_base_/seg_runtime.py',
 ]
 
