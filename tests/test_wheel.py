@@ -37,10 +37,10 @@ RUNS = {
         'accuracy/top1',
     ),
     'convert_checkpoint.py': (['weights.pth', 'converted', '--to=timm'], 'wrote converted'),
-    'check_data.py': ([f'{{package}}/{CONFIG}'], 'SAYS'),
+    'check_data.py': ([f'{{package}}/{CONFIG}'], 'no fault found'),
     'visualize.py': (
-        ['pyramid', 'xcit_nano_12_p16', 'data/shapes/imagenet/train', '--out=pictures'],
-        'SAYS',
+        ['pyramid', 'xcit_nano_12_p16', 'data/shapes/imagenet/train/ring', '--out=pictures'],
+        'pictures/pyramid',
     ),
     'export.py': (
         ['xcit_nano_12_p16', 'net.pt2', '--format=torch', '--size=64x64', '--static', '--check'],
@@ -102,7 +102,7 @@ def test_contents(package: Path) -> None:
 
 
 def test_every_tool_works_from_site_packages(package: Path, tmp_path: Path) -> None:
-    write_shapes(tmp_path / 'data/shapes', formats=['imagenet'], train=4, val=2)
+    write_shapes(tmp_path / 'data/shapes', formats=['imagenet'], train=4, val=4)
     weights = create_model('xcit_nano_12_p16', num_classes=2).state_dict()
     torch.save({'state_dict': weights}, tmp_path / 'weights.pth')
     tools = package / '.mim/tools'
