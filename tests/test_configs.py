@@ -149,7 +149,7 @@ MEANT = [
 MEANT_OF_TOYS = [
     # mmseg 1.2.2 fails at weights of classes where pixels are ignored.
     (r'class_weight|losses|model\.\w+_head\.loss_decode.*', ..., ...),
-    # They learn with every seed.
+    # Longer schedules, and square anchors for shapes that are as wide as high.
     (r'param_scheduler|train_cfg\.(max_epochs|max_iters|val_interval)', ..., ...),
     (r'model\.bbox_head\.anchor_generator\.ratios', [0.5, 1.0, 2.0], [1.0]),
 ]

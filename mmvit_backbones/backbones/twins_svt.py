@@ -313,7 +313,7 @@ class TwinsSVT(Backbone):
                     x = self.pos_block[i](x, size)
             x = to_map(self.norm_list[i](x), size)  # (B, C, H, W)
             if i in self.out_indices:
-                x = as_contiguous(x)
+                x = as_contiguous(x)  # also the input of the next stage: training saves one map
                 maps.append(x)
         return tuple(maps)
 

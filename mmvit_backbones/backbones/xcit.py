@@ -187,7 +187,7 @@ class XCiTBlock(nn.Module):
             drop_rate=drop_rate,
         )
         self.norm3 = nn.LayerNorm(dims, eps=norm_eps)
-        self.local_mp = LocalPatchInteraction(  # as in the authors' weights
+        self.local_mp = LocalPatchInteraction(  # the name in the authors' weights
             dims, norm_cfg, norm_first=not arch.is_paper, kernel_size=arch.lpi_kernel_size
         )
         self.norm2 = nn.LayerNorm(dims, eps=norm_eps)
@@ -224,15 +224,16 @@ class XCiTBlock(nn.Module):
         `norm3` stays: the convolution after it pads with zeros, which a bias would not reach. So do
         the norm and scale of a layer that is not of this package.
         """
-        branches = {'1': self.attn, '2': self.mlp, '3': self.local_mp}
-        for i, layer in branches.items():
-            if not isinstance(layer, (CrossCovarianceAttention, MLP, LocalPatchInteraction)):
-                continue
-            if not isinstance(layer, LocalPatchInteraction):
-                layer.fold_norm(getattr(self, f'norm{i}'))
-            scale = layer.fold_scale(getattr(self, f'gamma{i}'))
-            delattr(self, f'gamma{i}')
-            setattr(self, f'gamma{i}', scale)
+        if isinstance(self.attn, CrossCovarianceAttention):
+            self.attn.fold_norm(self.norm1)
+        if isinstance(self.mlp, MLP):
+            self.mlp.fold_norm(self.norm2)
+        branches = {'gamma1': self.attn, 'gamma2': self.mlp, 'gamma3': self.local_mp}
+        for name, layer in branches.items():
+            if isinstance(layer, (CrossCovarianceAttention, MLP, LocalPatchInteraction)):
+                scale = layer.fold_scale(getattr(self, name))
+                delattr(self, name)
+                setattr(self, name, scale)
 
 
 @MODELS.register_module()

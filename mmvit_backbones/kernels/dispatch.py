@@ -18,10 +18,10 @@ from mmvit_backbones.backbones.twins_svt import TwinsSVTBlock
 from mmvit_backbones.backbones.xcit import XCiTBlock
 from mmvit_backbones.kernels import (
     convolutions,
-    feature_maps,
     fused_attention,
     gram_attention,
     norm_mlp,
+    padding,
     windows,
 )
 from mmvit_backbones.kernels.autograd import is_transformed
@@ -40,7 +40,7 @@ from mmvit_backbones.layers.cross_covariance_attention import CrossCovarianceAtt
 from mmvit_backbones.layers.local_patch_interaction import LocalPatchInteraction
 from mmvit_backbones.layers.mlp import MLP
 from mmvit_backbones.layers.plain import PLAIN_TENSORS, has_global_hooks, why_not_plain
-from mmvit_backbones.layers.tokens import as_contiguous, crop, pad_to_multiple
+from mmvit_backbones.layers.tokens import crop, pad_to_multiple
 from mmvit_backbones.layers.window_attention import WindowAttention
 
 ALL_BUT_EXPORT = frozenset((TRAINING, INFERENCE, COMPILE))
@@ -107,14 +107,8 @@ FUNCTION_KERNELS: dict[Callable[..., Any], Kernel] = {
         'conv_stem', ALL_BUT_EXPORT, convolutions.run_stem, convolutions.stem_refusal
     ),
     attention: Kernel('fused_attention', ALL_MODES, fused_attention.run, fused_attention.refusal),
-    pad_to_multiple: Kernel('pad', ALL_BUT_EXPORT, feature_maps.run_pad, feature_maps.pad_refusal),
-    crop: Kernel('crop', ALL_BUT_EXPORT, feature_maps.run_crop, feature_maps.crop_refusal),
-    as_contiguous: Kernel(
-        'contiguous',
-        frozenset((INFERENCE,)),
-        feature_maps.run_contiguous,
-        feature_maps.contiguous_refusal,
-    ),
+    pad_to_multiple: Kernel('pad', ALL_BUT_EXPORT, padding.run_pad, padding.pad_refusal),
+    crop: Kernel('crop', ALL_BUT_EXPORT, padding.run_crop, padding.crop_refusal),
 }
 KERNEL_NAMES = tuple(k.name for k in (*BRANCH_KERNELS.values(), *FUNCTION_KERNELS.values()))
 

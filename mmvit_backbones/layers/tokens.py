@@ -27,7 +27,6 @@ def to_tokens(feature_map: Tensor) -> Tensor:
     return feature_map.permute(0, 2, 3, 1).flatten(1, 2)
 
 
-@replaceable
 def as_contiguous(feature_map: Tensor) -> Tensor:
     """Copy a feature map (B, C, H, W) row by row, as heads may take for granted.
 

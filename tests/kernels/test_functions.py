@@ -6,16 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from mmvit_backbones.kernels import feature_maps
 from mmvit_backbones.kernels import fused_attention as fused
+from mmvit_backbones.kernels import padding
 from mmvit_backbones.kernels.modes import INFERENCE, TRAINING
 from mmvit_backbones.layers.attention import attention
-from mmvit_backbones.layers.tokens import as_contiguous, crop, pad_to_multiple
+from mmvit_backbones.layers.tokens import crop, pad_to_multiple
 from tests.utils import max_error
 
 attention_reference = attention.__wrapped__  # type: ignore[attr-defined]
 pad_reference = pad_to_multiple.__wrapped__  # type: ignore[attr-defined]
-contiguous_reference = as_contiguous.__wrapped__  # type: ignore[attr-defined]
 crop_reference = crop.__wrapped__  # type: ignore[attr-defined]
 
 
@@ -51,35 +50,19 @@ def test_fused_attention_drops_weights_in_training_mode_only() -> None:
 def test_padding(size: tuple[int, int]) -> None:
     x = torch.randn(2, 3, *size)
     needs_padding = size[0] % 4 != 0 or size[1] % 4 != 0
-    assert (feature_maps.pad_refusal(INFERENCE, x, 4) is not None) == needs_padding
+    assert (padding.pad_refusal(INFERENCE, x, 4) is not None) == needs_padding
     padded = pad_reference(x, 4, 7.0)
     assert padded.shape[2:] == tuple(-(-n // 4) * 4 for n in size)
     assert torch.equal(crop_reference(padded, size), x)
     assert bool((padded[:, :, size[0] :] == 7).all())
     if not needs_padding:
-        assert torch.equal(feature_maps.run_pad(INFERENCE, x, 4), padded)
+        assert torch.equal(padding.run_pad(INFERENCE, x, 4), padded)
 
 
 @pytest.mark.parametrize('size', [(4, 8), (3, 8), (1, 1)])
 def test_crop(size: tuple[int, int]) -> None:
     x = torch.randn(2, 3, 4, 8)
-    assert feature_maps.crop_refusal(INFERENCE, x, size) is None
-    cropped = feature_maps.run_crop(INFERENCE, x, size)
+    assert padding.crop_refusal(INFERENCE, x, size) is None
+    cropped = padding.run_crop(INFERENCE, x, size)
     assert torch.equal(cropped, crop_reference(x, size))
     assert cropped.data_ptr() == x.data_ptr()
-
-
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize('shape', [(2, 3, 4, 5), (3, 64, 70, 61), (1, 8, 1, 7), (0, 4, 2, 2)])
-def test_contiguous(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    x = torch.randn(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    assert feature_maps.contiguous_refusal(INFERENCE, x) is None
-    copy, expected = feature_maps.run_contiguous(INFERENCE, x), contiguous_reference(x)
-    assert torch.equal(copy, expected)
-    assert copy.stride() == expected.stride()
-
-
-def test_contiguous_is_for_channels_last_on_a_cpu() -> None:
-    x = torch.randn(2, 3, 4, 5)
-    assert 'channels_last' in str(feature_maps.contiguous_refusal(INFERENCE, x))
-    assert 'device meta' in str(feature_maps.contiguous_refusal(INFERENCE, x.to('meta')))
