@@ -5,8 +5,8 @@
   it. Gradients flow through the folding. In the paper's local patch interaction a GELU stands
   between them, so there nothing is folded.
 - Without gradients, the GELU runs inside the convolution, where oneDNN computes it.
-- LayerScale is folded into the last convolution of its branch. Then the branch's output need not be
-  saved for the gradient of the scale.
+- The local patch interaction, served without gradients only, has its LayerScale folded into the
+  second convolution.
 
 All but the fused GELU are operations that autograd and compilers record.
 

@@ -92,7 +92,7 @@ BRANCH_KERNELS: dict[type[nn.Module], Kernel] = {
     ),
     LocalPatchInteraction: Kernel(
         'local_interaction',
-        ALL_BUT_EXPORT,
+        frozenset((INFERENCE,)),
         convolutions.run_interaction,
         convolutions.interaction_refusal,
     ),

@@ -21,6 +21,7 @@ from mmvit_backbones.layers.window_attention import WindowAttention
 from tests.utils import count_saved, max_error, randomize
 
 Function = Callable[[Tensor], Tensor]
+INFERENCE_ONLY = ('local_interaction',)
 
 
 def twins_block(dims: int = 12, window_size: int = 3, mlp_ratio: int = 2) -> TwinsSVTBlock:
@@ -82,7 +83,8 @@ def run(branch: Branch, x: Tensor, dtype: torch.dtype | None) -> list[Tensor]:
 
 def check(branch: Branch, x: Tensor, kernel: str, dtype: torch.dtype | None = None) -> None:
     """Compare a kernel with the reference in the precision of `x`, or under autocast."""
-    assert kernel in kernels_of(lambda: branch(x))
+    with torch.set_grad_enabled(kernel not in INFERENCE_ONLY):
+        assert kernel in kernels_of(lambda: branch(x))
     with kernels.use('auto'):
         ours = run(branch, x, dtype)
     with kernels.use('reference'):
@@ -207,19 +209,6 @@ def test_conv_stem(size: tuple[int, int], dtype: torch.dtype, autocast: torch.dt
     check(Stem(stem, ''), torch.randn(2, 3, *size, dtype=dtype), 'conv_stem', autocast)
 
 
-def test_training_updates_the_running_statistics_once() -> None:
-    block = randomize(xcit_block()).train()
-    x = torch.randn(2, 35, 24)
-    results = []
-    for mode in ('auto', 'reference'):
-        copied = copy.deepcopy(block)
-        with kernels.use(mode):
-            copied.interact(x, (5, 7))
-        results.append(copied.local_mp.bn)
-    assert torch.equal(results[0].num_batches_tracked, results[1].num_batches_tracked)
-    torch.testing.assert_close(results[0].running_mean, results[1].running_mean)
-
-
 BRANCHES = {
     'windows': lambda: Branch(twins_block(), 'attend', (30, 70)),
     'norm_mlp': lambda: Branch(twins_block(), 'feed_forward'),
@@ -277,8 +266,6 @@ def test_saved_for_backward() -> None:
     assert reference > 5
     ours, reference = saved_by(BRANCHES['windows'](), x)
     assert ours < reference
-    ours, reference = saved_by(BRANCHES['local_interaction'](), x)
-    assert ours < reference
     wide = torch.randn(1, 2100, 256, requires_grad=True)
     branch = Branch(twins_block(256, mlp_ratio=2), 'feed_forward')
     assert 3 <= saved_by(branch, wide)[0] < 3.6  # the input and the hidden activation
@@ -302,8 +289,8 @@ def test_counted_operations_of_gram_attention() -> None:
     assert expected <= count_backward(branch, x, 'auto') <= 1.02 * expected
 
 
-@EVERY_BRANCH
-def test_second_derivative_is_right_or_refused(kernel: str) -> None:
+@pytest.mark.parametrize('kernel', [name for name in BRANCHES if name not in INFERENCE_ONLY])
+def test_second_derivative_is_refused(kernel: str) -> None:
     branch = randomize(BRANCHES[kernel]()).double().eval()
     x = torch.randn(1, 2100, 12, dtype=torch.float64, requires_grad=True)
 
@@ -312,10 +299,6 @@ def test_second_derivative_is_right_or_refused(kernel: str) -> None:
         return torch.autograd.grad(gradient.square().sum(), x)[0]
 
     with kernels.use('reference'):
-        expected = product()
-    with kernels.use('auto'):
-        if kernel == 'local_interaction':
-            assert max_error(product(), expected) <= 1e-9 * float(expected.abs().max())
-            return
-        with pytest.raises(RuntimeError, match=r"kernels\.use\('reference'\)"):
-            product()
+        product()
+    with kernels.use('auto'), pytest.raises(RuntimeError, match=r"kernels\.use\('reference'\)"):
+        product()

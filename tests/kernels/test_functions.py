@@ -46,6 +46,28 @@ def test_fused_attention_drops_weights_in_training_mode_only() -> None:
     assert fused.refusal(INFERENCE, q, q, q, nn.AlphaDropout()) is not None
 
 
+@pytest.mark.parametrize(
+    ('shape', 'dtype', 'serves'),
+    [
+        ((800, 2, 49), torch.bfloat16, False),  # windows
+        ((2, 8, 256), torch.bfloat16, False),
+        ((2, 2, 4096), torch.bfloat16, True),
+        ((800, 2, 49), torch.float32, True),
+    ],
+)
+def test_fused_attention_in_half_precision(
+    shape: tuple[int, int, int], dtype: torch.dtype, serves: bool
+) -> None:
+    dropout = nn.Dropout(0.0)
+    q = torch.empty(*shape, 8)
+    with torch.autocast('cpu', dtype, enabled=dtype == torch.bfloat16):
+        assert (fused.refusal(TRAINING, q, q, q, dropout) is None) == serves
+    q = torch.empty(*shape, 8, dtype=dtype)
+    assert (fused.refusal(INFERENCE, q, q, q, dropout) is None) == serves
+    q = torch.empty(*shape, 8, dtype=dtype, device='meta')
+    assert fused.refusal(TRAINING, q, q, q, dropout) is None
+
+
 @pytest.mark.parametrize('size', [(4, 8), (5, 8), (3, 1)])
 def test_padding(size: tuple[int, int]) -> None:
     x = torch.randn(2, 3, *size)
