@@ -12,14 +12,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from mmvit_backbones.datasets import write_shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path('data/shapes')  # where the configs in configs/shapes look for it
 NUM_PICTURES = 6
+MAX_AT_ONCE = 4  # each takes 1.5 GiB of memory
 COLUMNS = ('AP', 'AP50', 'mIoU', 'top-1')
 
 
@@ -94,7 +98,7 @@ class DemoError(RuntimeError):
 
 
 def run_demo(out: Path, jobs: Sequence[Job] = JOBS, seed: int = 0) -> list[Result]:
-    """Make the data, train and evaluate every job, print the table, draw the pictures.
+    """Make the data, train and evaluate the jobs, one on each core; print the table, draw pictures.
 
     Args:
         out: Absolute folder for logs, checkpoints and pictures.
@@ -108,10 +112,14 @@ def run_demo(out: Path, jobs: Sequence[Job] = JOBS, seed: int = 0) -> list[Resul
     print(f'data: {DATA}', flush=True)
     write_shapes(ROOT / DATA, progress=True)
     out.mkdir(parents=True, exist_ok=True)
-    results = []
-    for number, job in enumerate(jobs, 1):
-        print(f'\n{job.name} ({number} of {len(jobs)})', flush=True)
-        results.append(run_job(job, out / job.name, seed))
+    with ThreadPoolExecutor(min(MAX_AT_ONCE, torch.get_num_threads())) as pool:
+        futures = [pool.submit(run_job, job, out / job.name, seed) for job in jobs]
+        try:
+            results = [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    for job in jobs:
         draw_contact_sheet(job, out / job.name / 'pictures', out / f'{job.name}.png')
     draw_losses(results, out / 'losses.png')
     table = format_table(results)
@@ -123,6 +131,7 @@ def run_demo(out: Path, jobs: Sequence[Job] = JOBS, seed: int = 0) -> list[Resul
 
 def run_job(job: Job, folder: Path, seed: int) -> Result:
     """Train and evaluate one model by this project's tools, into a folder."""
+    print(f'{job.name}: begins', flush=True)
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     config = f'configs/shapes/{job.config}'
@@ -130,12 +139,14 @@ def run_job(job: Job, folder: Path, seed: int) -> Result:
     peak_memory = _run_tool(
         ['train.py', config, '--work-dir', train_dir, '--cfg-options', f'randomness.seed={seed}'],
         folder / 'train.log',
+        job.name,
     )
     checkpoint = (train_dir / 'last_checkpoint').read_text()
     test_dir, pictures = folder / 'test', folder / 'pictures'
     _run_tool(
         ['test.py', config, checkpoint, '--work-dir', test_dir, '--show-dir', pictures],
         folder / 'test.log',
+        job.name,
     )
     metrics = json.loads(_newest(test_dir, '*/*.json').read_text())
     return Result(
@@ -147,8 +158,13 @@ def run_job(job: Job, folder: Path, seed: int) -> Result:
     )
 
 
-def _run_tool(arguments: Sequence[str | Path], log: Path) -> float:
-    """Run a tool of this project in its root, showing its progress.
+def _run_tool(arguments: Sequence[str | Path], log: Path, title: str) -> float:
+    """Run a tool of this project in its root on one thread, showing its progress.
+
+    Args:
+        arguments: Name of the tool and what it takes.
+        log: File for its output.
+        title: What to print before each line of progress.
 
     Returns:
         The largest resident size of its process, in MiB.
@@ -160,7 +176,13 @@ def _run_tool(arguments: Sequence[str | Path], log: Path) -> float:
     command[1] = f'tools/{command[1]}'
     with log.open('w') as log_file:
         process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            cwd=ROOT,
+            # The models are toys: more threads only get in each other's way.
+            env={**os.environ, 'OMP_NUM_THREADS': '1'},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         assert process.stdout is not None
         shown = time.monotonic()
@@ -168,9 +190,9 @@ def _run_tool(arguments: Sequence[str | Path], log: Path) -> float:
             for line in process.stdout:
                 log_file.write(line)
                 step = re.search(r'(Epoch|Iter)\((train|test)\).*', line)
-                if step and time.monotonic() - shown > 10:
+                if step and time.monotonic() - shown > 20:
                     shown = time.monotonic()
-                    print(f'  {step[0][:110].rstrip()}', flush=True)
+                    print(f'{title}: {step[0][:90].rstrip()}', flush=True)
     # wait4 tells the memory of this child alone; psutil and the like would have to poll.
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

@@ -53,5 +53,5 @@ def test_pictures(tmp_path: Path) -> None:
 def test_a_failing_tool_is_named_with_its_log(tmp_path: Path) -> None:
     log = tmp_path / 'train.log'
     with pytest.raises(demo.DemoError, match=r'tools/train\.py nothing\.py failed; .*train\.log'):
-        demo._run_tool(['train.py', 'nothing.py'], log)
+        demo._run_tool(['train.py', 'nothing.py'], log, 'a job')
     assert "existing file, got 'nothing.py'" in log.read_text()
