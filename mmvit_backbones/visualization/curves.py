@@ -113,6 +113,7 @@ def _draw_panel(axis: Axes, name: str, curves: dict[str, Curve]) -> None:
     axis.set_xlabel('epoch or iteration' if is_metric else 'iteration', fontsize=9)
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.3)
+    axis.set_xlim(left=0)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.margins(y=0.12)
     axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]) if not is_metric else None)

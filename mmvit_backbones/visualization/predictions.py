@@ -158,7 +158,8 @@ def _draw_masks(axis: Axes, masks: np.ndarray, labels: Sequence[int]) -> None:
 
 
 def _draw_segments(axis: Axes, sample: Any, image: np.ndarray, truth: bool) -> set[int]:
-    show_image(axis, image)
+    grey = np.repeat(image.mean(axis=2, keepdims=True) / 255, 3, axis=2)  # hides no label's colour
+    show_image(axis, grey)
     segments = (sample.gt_sem_seg if truth else sample.pred_sem_seg).data[0].cpu().numpy()
     labels = sorted(set(np.unique(segments).tolist()) - {255})
     layer = np.zeros((*segments.shape, 4))
