@@ -1,12 +1,9 @@
-"""XCiT's convolutional stem and local patch interaction in fewer passes over the feature map.
+"""XCiT's convolutional stem in fewer passes over the feature map.
 
 - Feature maps are in channels_last format, so that tokens are views of them.
 - A BatchNorm that uses its running statistics is folded into the weights of the convolution before
-  it. Gradients flow through the folding. In the paper's local patch interaction a GELU stands
-  between them, so there nothing is folded.
+  it. Gradients flow through the folding.
 - Without gradients, the GELU runs inside the convolution, where oneDNN computes it.
-- The local patch interaction, served without gradients only, has its LayerScale folded into the
-  second convolution.
 
 All but the fused GELU are operations that autograd and compilers record.
 
@@ -25,10 +22,8 @@ from mmvit_backbones.kernels.expected import why_other_class
 from mmvit_backbones.kernels.modes import INFERENCE
 from mmvit_backbones.kernels.operators import HAS_CONV_GELU, conv_gelu, runs_on_onednn
 from mmvit_backbones.layers.conv_stem import ConvStem
-from mmvit_backbones.layers.folding import scaled_parameters
-from mmvit_backbones.layers.local_patch_interaction import LocalPatchInteraction
 from mmvit_backbones.layers.precision import at_least_float32, without_autocast
-from mmvit_backbones.layers.tokens import Size, to_map, to_tokens
+from mmvit_backbones.layers.tokens import Size, to_tokens
 
 
 def stem_refusal(mode: str, stem: ConvStem, x: Tensor) -> str | None:
@@ -43,39 +38,11 @@ def run_stem(mode: str, stem: ConvStem, x: Tensor) -> tuple[Tensor, Size]:
     x = x.contiguous(memory_format=torch.channels_last)
     pairs = [layer for layer in stem.proj if isinstance(layer, nn.Sequential)]
     for i, (conv, norm) in enumerate(pairs):
-        x = _conv_norm(mode, x, conv, norm, activate=i < len(pairs) - 1)
+        x = conv_norm(mode, x, conv, norm, activate=i < len(pairs) - 1)
     return to_tokens(x), (x.shape[2], x.shape[3])
 
 
-def interaction_refusal(
-    mode: str, x: Tensor, norm: nn.LayerNorm, layer: LocalPatchInteraction, size: Size
-) -> str | None:
-    """Return why the kernel does not serve a branch; None if it does."""
-    return why_other_class(nn.Conv2d, layer.conv1, layer.conv2)
-
-
-def run_interaction(
-    mode: str,
-    x: Tensor,
-    norm: nn.LayerNorm,
-    layer: LocalPatchInteraction,
-    scale: Tensor | None,
-    residual: bool,
-    size: Size,
-) -> Tensor:
-    """Compute `scale * layer(norm(x), size)` of tokens (B, N, C), plus `x` if `residual`."""
-    hidden = to_map(norm(x), size)
-    if layer.norm_first:
-        hidden = _conv_norm(mode, hidden, layer.conv1, layer.bn, activate=True)
-    else:
-        hidden = layer.bn(_conv_norm(mode, hidden, layer.conv1, None, activate=True))
-    conv = layer.conv2
-    weight, bias = (conv.weight, conv.bias) if scale is None else scaled_parameters(conv, scale)
-    out = to_tokens(conv._conv_forward(hidden, weight, bias))
-    return x + out if residual else out
-
-
-def _conv_norm(
+def conv_norm(
     mode: str, x: Tensor, conv: nn.Module, norm: nn.Module | None, activate: bool
 ) -> Tensor:
     """Convolve, normalize and optionally activate a feature map (B, C, H, W)."""

@@ -170,7 +170,12 @@ class Attended(NamedTuple):
 
 
 def attention_weights(
-    tokens: Tensor, qk_weight: Tensor, qk_bias: Tensor, temperature: Tensor, gram: Tensor
+    tokens: Tensor,
+    qk_weight: Tensor,
+    qk_bias: Tensor,
+    temperature: Tensor,
+    gram: Tensor,
+    ops: Any = torch,
 ) -> Attended:
     """Compute the attention weights in fp32 at least.
 
@@ -180,6 +185,7 @@ def attention_weights(
         qk_bias: b (h, 2d, 1).
         temperature: Factors (h, 1, 1).
         gram: G (B, C, C).
+        ops: Whose `mm` and `addmm` to call: torch's, which autograd records, or `operators`'.
     """
     batch_size, num_tokens, dims = tokens.shape
     num_heads, twice_head_dims, _ = qk_weight.shape
@@ -187,7 +193,7 @@ def attention_weights(
     gram = gram.transpose(0, 1).reshape(dims, batch_size * dims)  # (C, BC)
     sums = tokens.sum(dim=1)  # s (B, C)
     all_weights, all_biases = qk_weight.flatten(0, 1), qk_bias.flatten(0, 1)  # (2D, C), (2D, 1)
-    qk_gram = torch.addmm(all_biases * sums.flatten(), all_weights, gram)  # (2D, BC)
+    qk_gram = ops.addmm(all_biases * sums.flatten(), all_weights, gram)  # (2D, BC)
     qk_gram = qk_gram.view(num_heads, num_rows, dims)
     qk_sums = torch.addmm(num_tokens * all_biases, all_weights, sums.t())  # (2D, B)
     qk_sums = qk_sums.view(num_heads, num_rows, 1)
@@ -213,10 +219,14 @@ def _gram(tokens: Tensor) -> Tensor:
         return tokens.transpose(1, 2) @ tokens
     gram = tokens.new_empty(batch_size, dims, dims)
     width = -(-dims // max(1, min(MAX_BLOCKS, dims // MIN_BLOCK_CHANNELS)))
-    for start in range(0, dims, width):
-        block, rest = slice(start, start + width), slice(start, None)
-        torch.bmm(tokens[..., block].transpose(1, 2), tokens[..., rest], out=gram[:, block, rest])
-        gram[:, block, :start] = gram[:, :start, block].transpose(1, 2)
+    for image, out in zip(tokens, gram, strict=True):
+        channels = image.t()  # (C, N)
+        if operators.multiplies_by_onednn(channels):
+            channels = channels.contiguous()
+        for start in range(0, dims, width):
+            block, rest = slice(start, start + width), slice(start, None)
+            out[block, rest] = operators.linear(channels[block], channels[rest])
+            out[block, :start] = out[:start, block].t()
     return gram
 
 
@@ -236,11 +246,18 @@ def attend_values(weights: Tensor, v_weight: Tensor, v_bias: Tensor) -> tuple[Te
 
 
 def output_matrix(
-    values: Tensor, mixed_bias: Tensor, proj_weight: Tensor, proj_bias: Tensor
+    values: Tensor,
+    mixed_bias: Tensor,
+    proj_weight: Tensor,
+    proj_bias: Tensor,
+    ops: Any = torch,
 ) -> tuple[Tensor, Tensor]:
-    """Return W_proj A W_v (B, C, C) and W_proj A b_v + b_proj (B, C)."""
+    """Return W_proj A W_v (B, C, C) and W_proj A b_v + b_proj (B, C).
+
+    As in `attention_weights`, `ops` has the product to call.
+    """
     dims = len(proj_weight)
-    mixing = (proj_weight @ values).view(dims, mixed_bias.shape[1], dims)
+    mixing = ops.mm(proj_weight, values).view(dims, mixed_bias.shape[1], dims)
     return mixing.transpose(0, 1), torch.addmm(proj_bias, mixed_bias.t(), proj_weight.t())
 
 
@@ -272,9 +289,9 @@ class _GramAttention(torch.autograd.Function):
             tokens = F.layer_norm(x, x.shape[2:], norm_weight, norm_bias, eps)
             wide = at_least_float32(tokens)
             gram = _gram(wide)
-            attended = attention_weights(wide, qk_weight, qk_bias, temperature, gram)
+            attended = attention_weights(wide, qk_weight, qk_bias, temperature, gram, operators)
             values = attend_values(attended.weights, v_weight, v_bias)
-            mixing, offset = output_matrix(*values, proj_weight, proj_bias)
+            mixing, offset = output_matrix(*values, proj_weight, proj_bias, operators)
             tokens, mixing, offset = tokens.to(dtype), mixing.to(dtype), offset[:, None].to(dtype)
             if residual and x.dtype == dtype:
                 out = operators.add_linear_(x + offset, tokens, mixing)
@@ -306,7 +323,7 @@ class _GramAttention(torch.autograd.Function):
         with without_autocast(x.device):
             tokens, mean, rstd = operators.layer_norm(x, norm_weight, norm_bias, ctx.eps)
             branch_grad = grad.to(ctx.dtype)
-            grad_mixing = branch_grad.transpose(1, 2) @ tokens.to(ctx.dtype)  # (B, C, C)
+            grad_mixing = operators.transposed_bmm(branch_grad, tokens.to(ctx.dtype))  # (B, C, C)
             grad_offset = branch_grad.sum(1, dtype=proj_weight.dtype)  # (B, C)
             grad_weights, grad_v_weight, grad_v_bias, grad_proj_weight = _mixing_backward(
                 at_least_float32(grad_mixing), grad_offset, attended, v_weight, v_bias, proj_weight
@@ -362,8 +379,9 @@ def _mixing_backward(
     num_rows = head_dims * batch_size
     values, mixed_bias = attend_values(attended.weights, v_weight, v_bias)
     grad_mixing = grad_mixing.transpose(0, 1).reshape(dims, batch_size * dims)  # (C, BC)
-    grad_proj_weight = torch.addmm(grad_mixing @ values.t(), grad_offset.t(), mixed_bias.t())
-    grad_values = (proj_weight.t() @ grad_mixing).view(num_heads, num_rows, dims)
+    grad_proj_weight = operators.mm(grad_mixing, values.t())
+    grad_proj_weight.addmm_(grad_offset.t(), mixed_bias.t())
+    grad_values = operators.mm(proj_weight.t(), grad_mixing).view(num_heads, num_rows, dims)
     grad_mixed_bias = (proj_weight.t() @ grad_offset.t()).view(num_heads, num_rows, 1)
     grad_weights = torch.baddbmm(
         grad_mixed_bias * v_bias.transpose(1, 2), grad_values, v_weight.transpose(1, 2)
@@ -410,5 +428,5 @@ def _gram_backward(
     twice_inner_dims, dims = all_weights.shape
     rows = (doubled @ qk_weight).view(twice_inner_dims, batch_size * dims)
     bias_rows = (doubled @ qk_bias).view(twice_inner_dims, batch_size)
-    grad_gram = (all_weights.t() @ rows).view(dims, batch_size, dims)
+    grad_gram = operators.mm(all_weights.t(), rows).view(dims, batch_size, dims)
     return grad_gram.transpose(0, 1), bias_rows.t() @ all_weights

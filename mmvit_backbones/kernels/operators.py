@@ -87,6 +87,23 @@ def linear(
     return torch.addmm(bias, x, weight.t(), out=scratch)
 
 
+def mm(a: Tensor, b: Tensor) -> Tensor:
+    """Return `a b` as `torch.mm` does, by the faster library; autograd does not record it."""
+    return linear(a, b.t())
+
+
+def addmm(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Return `x + a b` as `torch.addmm` does, by the faster library; not recorded either."""
+    return mm(a, b).add_(x) if multiplies_by_onednn(a) else torch.addmm(x, a, b)
+
+
+def transposed_bmm(a: Tensor, b: Tensor) -> Tensor:
+    """Return `a^T b` (B, C, D) of a (B, N, C) and b (B, N, D); autograd does not record it."""
+    if not multiplies_by_onednn(a):
+        return a.transpose(1, 2) @ b
+    return torch.stack([mm(x.t(), y) for x, y in zip(a, b, strict=True)])
+
+
 def add_linear_(out: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """Add `x W^T` to `out` (B, N, D) in place, with a weight (B, D, C) of each image (B, N, C)."""
     if not multiplies_by_onednn(x):
@@ -132,3 +149,74 @@ def layer_norm_backward(
     return torch.ops.aten.native_layer_norm_backward(
         grad, x, x.shape[-1:], mean, rstd, weight, bias, list(needed)
     )
+
+
+def batch_norm(
+    x: Tensor, norm: nn.BatchNorm2d, weight: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalize (B, C, H, W) by BatchNorm, and update its running statistics in training.
+
+    Returns:
+        The map, and the mean and one over the deviation (C) that it was normalized by.
+    """
+    mean, var = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert var is not None
+    if norm.training and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    out, *found = torch.native_batch_norm(
+        x, weight, bias, mean, var, norm.training, norm.momentum or 0.0, norm.eps
+    )
+    if not norm.training:
+        found = [mean.clone(), (var + norm.eps).rsqrt()]
+    return out, found[0], found[1]
+
+
+def apply_batch_norm(
+    x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """Return what `batch_norm` returned, from the statistics that it returned."""
+    factor = rstd if weight is None else rstd * weight
+    shift = -mean * factor if bias is None else bias - mean * factor
+    factor, shift = (t.to(x.dtype).view(-1, 1, 1) for t in (factor, shift))
+    return torch.addcmul(shift, x, factor)
+
+
+def batch_norm_backward(
+    grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, training: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of `batch_norm`'s input, weight and bias.
+
+    Args:
+        grad: Gradient of its output.
+        x: Its input.
+        mean: The mean that it returned.
+        rstd: One over the deviation that it returned.
+        weight: Its weight.
+        training: Whether mean and deviation were those of `x`.
+    """
+    # The operator takes a variance in evaluation; with no eps, this one gives the same deviation.
+    return torch.ops.aten.native_batch_norm_backward(
+        grad, x, weight, mean, rstd**-2, mean, rstd, training, 0.0, [True, True, True]
+    )
+
+
+def convolution_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, has_bias: bool, conv: nn.Conv2d
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the gradients of a convolution's input, weight and bias, the latter in its dtype."""
+    grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+        grad,
+        x,
+        weight.to(x.dtype),
+        [len(weight)] if has_bias else None,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+        False,
+        [0, 0],
+        conv.groups,
+        [True, True, has_bias],
+    )
+    grad_bias = grad_bias.to(weight.dtype) if has_bias else None
+    return grad_x, grad_weight.to(weight.dtype), grad_bias

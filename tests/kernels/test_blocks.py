@@ -21,7 +21,6 @@ from mmvit_backbones.layers.window_attention import WindowAttention
 from tests.utils import count_saved, max_error, randomize
 
 Function = Callable[[Tensor], Tensor]
-INFERENCE_ONLY = ('local_interaction',)
 
 
 def twins_block(dims: int = 12, window_size: int = 3, mlp_ratio: int = 2) -> TwinsSVTBlock:
@@ -81,10 +80,15 @@ def run(branch: Branch, x: Tensor, dtype: torch.dtype | None) -> list[Tensor]:
     return [out.detach(), inferred, *gradients]
 
 
-def check(branch: Branch, x: Tensor, kernel: str, dtype: torch.dtype | None = None) -> None:
+def check(
+    branch: Branch,
+    x: Tensor,
+    kernel: str,
+    dtype: torch.dtype | None = None,
+    trains: bool = True,
+) -> None:
     """Compare a kernel with the reference in the precision of `x`, or under autocast."""
-    with torch.set_grad_enabled(kernel not in INFERENCE_ONLY):
-        assert kernel in kernels_of(lambda: branch(x))
+    assert (kernel in kernels_of(lambda: branch(x))) == trains
     with kernels.use('auto'):
         ours = run(branch, x, dtype)
     with kernels.use('reference'):
@@ -191,7 +195,11 @@ def test_local_interaction(
 ) -> None:
     block = randomize(xcit_block(variant=variant, norm=norm)).to(dtype)
     branch = Branch(block, 'interact', (5, 7)).train(training)
-    check(branch, torch.randn(2, 35, 24, dtype=dtype), 'local_interaction', autocast)
+    x = torch.randn(2, 35, 24, dtype=dtype)
+    with torch.no_grad():
+        assert 'local_interaction' in kernels_of(lambda: branch(x))
+    trains = variant == 'paper' and norm == 'BN'
+    check(branch, x, 'local_interaction', autocast, trains)
 
 
 @PRECISIONS
@@ -209,6 +217,25 @@ def test_conv_stem(size: tuple[int, int], dtype: torch.dtype, autocast: torch.dt
     check(Stem(stem, ''), torch.randn(2, 3, *size, dtype=dtype), 'conv_stem', autocast)
 
 
+@pytest.mark.parametrize('training', [True, False])
+def test_running_statistics(training: bool) -> None:
+    """Updated once in training; another forward pass may come before the backward pass."""
+    block = randomize(xcit_block()).train(training)
+    x, other = torch.randn(2, 2, 35, 24, requires_grad=True)
+    results = []
+    for mode in ('auto', 'reference'):
+        copied = copy.deepcopy(block)
+        with kernels.use(mode):
+            out = copied.interact(x, (5, 7))
+            copied.interact(other, (5, 7))
+        bn = copied.local_mp.bn
+        (grad,) = torch.autograd.grad(out.square().sum(), x)
+        results.append([bn.running_mean, bn.running_var, grad])
+        assert bn.num_batches_tracked == 2 * training
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
 BRANCHES = {
     'windows': lambda: Branch(twins_block(), 'attend', (30, 70)),
     'norm_mlp': lambda: Branch(twins_block(), 'feed_forward'),
@@ -221,7 +248,8 @@ EVERY_BRANCH = pytest.mark.parametrize('kernel', BRANCHES)
 @EVERY_BRANCH
 def test_no_images(kernel: str) -> None:
     branch = randomize(BRANCHES[kernel]()).double().eval()
-    check(branch, torch.zeros(0, 2100, 12, dtype=torch.float64), kernel)
+    x = torch.zeros(0, 2100, 12, dtype=torch.float64)
+    check(branch, x, kernel, trains=kernel != 'local_interaction')
 
 
 @pytest.mark.parametrize('frozen', [('norm',), ('attn', 'mlp', 'local_mp'), ('norm', 'gamma')])
@@ -266,6 +294,9 @@ def test_saved_for_backward() -> None:
     assert reference > 5
     ours, reference = saved_by(BRANCHES['windows'](), x)
     assert ours < reference
+    ours, reference = saved_by(BRANCHES['local_interaction'](), x)
+    assert 2 <= ours < 2.1  # the input and the output of the first convolution
+    assert reference > 5
     wide = torch.randn(1, 2100, 256, requires_grad=True)
     branch = Branch(twins_block(256, mlp_ratio=2), 'feed_forward')
     assert 3 <= saved_by(branch, wide)[0] < 3.6  # the input and the hidden activation
@@ -289,7 +320,7 @@ def test_counted_operations_of_gram_attention() -> None:
     assert expected <= count_backward(branch, x, 'auto') <= 1.02 * expected
 
 
-@pytest.mark.parametrize('kernel', [name for name in BRANCHES if name not in INFERENCE_ONLY])
+@EVERY_BRANCH
 def test_second_derivative_is_refused(kernel: str) -> None:
     branch = randomize(BRANCHES[kernel]()).double().eval()
     x = torch.randn(1, 2100, 12, dtype=torch.float64, requires_grad=True)
