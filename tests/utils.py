@@ -111,8 +111,8 @@ def check_autocast(model: nn.Module, dtype: torch.dtype) -> None:
     """Under autocast, be as close to double precision as the reference is.
 
     How the roundings of one image fall is chance: single images differ by a third either way. So
-    several count, and the errors of single gradients get more room. Gradients of max pooling are left
-    out: which of two equal values is the largest is chance too.
+    several count, and the errors of single gradients get more room. Gradients through max pooling
+    are left out: which of two equal values is the largest is chance too.
     """
     x = torch.randn(6, 3, 97, 125, generator=torch.manual_seed(0))
     num_pooled = 0 if getattr(model, 'pyramid', None) is None else 2

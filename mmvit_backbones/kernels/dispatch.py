@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mmvit_backbones.backbones.twins_svt import TwinsSVTBlock
 from mmvit_backbones.backbones.xcit import XCiTBlock
 from mmvit_backbones.kernels import (
-    convolutions,
+    conv_stem,
     fused_attention,
     gram_attention,
     local_interaction,
@@ -104,9 +104,7 @@ BRANCH_KERNELS: dict[type[nn.Module], Kernel] = {
 #     refusal(mode, *arguments) -> str | None
 #     run(mode, *arguments) -> Any, what the function returns
 FUNCTION_KERNELS: dict[Callable[..., Any], Kernel] = {
-    ConvStem.forward: Kernel(
-        'conv_stem', ALL_BUT_EXPORT, convolutions.run_stem, convolutions.stem_refusal
-    ),
+    ConvStem.forward: Kernel('conv_stem', ALL_BUT_EXPORT, conv_stem.run, conv_stem.refusal),
     attention: Kernel('fused_attention', ALL_MODES, fused_attention.run, fused_attention.refusal),
     pad_to_multiple: Kernel('pad', ALL_BUT_EXPORT, padding.run_pad, padding.pad_refusal),
     crop: Kernel('crop', ALL_BUT_EXPORT, padding.run_crop, padding.crop_refusal),

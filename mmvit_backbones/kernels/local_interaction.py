@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mmvit_backbones.kernels import operators
 from mmvit_backbones.kernels.autograd import compute_dtype, refuse_second_derivative
-from mmvit_backbones.kernels.convolutions import conv_norm
+from mmvit_backbones.kernels.conv_stem import conv_norm
 from mmvit_backbones.kernels.expected import why_other_class
 from mmvit_backbones.kernels.modes import INFERENCE
 from mmvit_backbones.layers.folding import scaled_parameters

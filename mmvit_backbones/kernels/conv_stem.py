@@ -26,14 +26,14 @@ from mmvit_backbones.layers.precision import at_least_float32, without_autocast
 from mmvit_backbones.layers.tokens import Size, to_tokens
 
 
-def stem_refusal(mode: str, stem: ConvStem, x: Tensor) -> str | None:
+def refusal(mode: str, stem: ConvStem, x: Tensor) -> str | None:
     """Return why the kernel does not serve a stem; None if it does."""
     layers = list(stem.proj)
     reason = why_other_class(nn.Sequential, *layers[::2]) or why_other_class(nn.GELU, *layers[1::2])
     return reason or why_other_class(nn.Conv2d, *(next(layer.children()) for layer in layers[::2]))
 
 
-def run_stem(mode: str, stem: ConvStem, x: Tensor) -> tuple[Tensor, Size]:
+def run(mode: str, stem: ConvStem, x: Tensor) -> tuple[Tensor, Size]:
     """Compute the forward of `ConvStem`."""
     x = x.contiguous(memory_format=torch.channels_last)
     pairs = [layer for layer in stem.proj if isinstance(layer, nn.Sequential)]
