@@ -1,6 +1,6 @@
 """LayerNorm and MLP in one operator with a backward pass of its own.
 
-Serves the branch `scale * mlp(norm(x))`. The operator saves its input and, at C >= 256, the output
+Serves the branch `scale * mlp(norm(x))`. The operator saves its input and, at C > 256, the output
 of `fc1` (R, D). Backward recomputes the rest. On a CPU the operator goes through its tokens in
 chunks. The hidden activation of a detection image exceeds 32 MiB; glibc returns such blocks to the
 system when they are freed, and to request them again in every layer costs more than the GELU.
@@ -32,9 +32,9 @@ from mmvit_backbones.layers.precision import without_autocast
 CHUNK_BYTES = 2**24
 # oneDNN's products allocate their outputs.
 ONEDNN_CHUNK_BYTES = 2**22
-# At C >= 256 the hidden activation is saved rather than recomputed. Recomputing one value costs 2C
-# FLOPs, which for smaller C is no slower than loading it.
-MIN_CHANNELS_TO_SAVE_HIDDEN = 256
+# Beyond these the hidden activation is saved rather than recomputed. Recomputing one value costs 2C
+# FLOPs, which for smaller C is about as fast as loading it.
+MAX_CHANNELS_TO_RECOMPUTE = 256
 
 
 def refusal(mode: str, x: Tensor, norm: nn.LayerNorm, layer: MLP) -> str | None:
@@ -75,7 +75,7 @@ def run(
         weight2,
         bias2,
         compute_dtype(x),
-        torch.is_grad_enabled() and x.shape[-1] >= MIN_CHANNELS_TO_SAVE_HIDDEN,
+        torch.is_grad_enabled() and x.shape[-1] > MAX_CHANNELS_TO_RECOMPUTE,
         residual,
     )
     return out

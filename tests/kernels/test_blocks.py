@@ -136,7 +136,7 @@ def test_norm_mlp(
     check(branch, torch.randn(2, num_tokens, dims, dtype=dtype), 'norm_mlp', autocast)
 
 
-@pytest.mark.parametrize(('dims', 'ratio', 'num_tokens'), [(12, 170, 3001), (256, 8, 1501)])
+@pytest.mark.parametrize(('dims', 'ratio', 'num_tokens'), [(12, 170, 3001), (260, 8, 1501)])
 def test_norm_mlp_over_several_chunks(dims: int, ratio: int, num_tokens: int) -> None:
     """The hidden activation takes more than 16 MiB; the wider layer saves it for backward."""
     assert num_tokens * dims * ratio * 8 > 2**24
@@ -297,8 +297,8 @@ def test_saved_for_backward() -> None:
     ours, reference = saved_by(BRANCHES['local_interaction'](), x)
     assert 2 <= ours < 2.1  # the input and the output of the first convolution
     assert reference > 5
-    wide = torch.randn(1, 2100, 256, requires_grad=True)
-    branch = Branch(twins_block(256, mlp_ratio=2), 'feed_forward')
+    wide = torch.randn(1, 2100, 260, requires_grad=True)
+    branch = Branch(twins_block(260, mlp_ratio=2), 'feed_forward')
     assert 3 <= saved_by(branch, wide)[0] < 3.6  # the input and the hidden activation
 
 
