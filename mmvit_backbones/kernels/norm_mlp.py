@@ -217,12 +217,17 @@ def _backward(
         )
         if need_weight2:
             operators.gelu(before_gelu, out=hidden)
-            grad_weight2 = _accumulate(grad_weight2, grad_chunk.t() @ hidden, param_dtype)
+            part = operators.mm(grad_chunk.t(), hidden)
+            grad_weight2 = _accumulate(grad_weight2, part, param_dtype)
         if need_weight1:
-            grad_weight1 = _accumulate(grad_weight1, grad_hidden.t() @ normed_chunk, param_dtype)
+            # Transposed: the smaller of the two matrices is copied where oneDNN needs its rows.
+            part = operators.mm(normed_chunk.t(), grad_hidden)
+            grad_weight1 = _accumulate(grad_weight1, part, param_dtype)
         if need_bias1:
             grad_bias1 = _accumulate(grad_bias1, grad_hidden.sum(0, dtype=param_dtype), param_dtype)
     del normed
+    if grad_weight1 is not None:
+        grad_weight1 = grad_weight1.t().contiguous()
     norm_needed = (need_x, need_norm_weight, need_norm_bias)
     grad_x, *norm_grads = operators.layer_norm_backward(
         grad_normed.to(rows.dtype), rows, mean, rstd, norm_weight, norm_bias, norm_needed

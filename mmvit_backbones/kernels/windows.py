@@ -258,7 +258,9 @@ class _NormQKV(torch.autograd.Function):
         normed, mean, rstd = operators.layer_norm(tokens, norm_weight, norm_bias, ctx.eps)
         grad_weight = grad_bias = None
         if need_weight:
-            grad_weight = (grad_rows.t() @ tiling.gather(normed, dtype)).to(weight.dtype)
+            rows = tiling.gather(normed, dtype)
+            grad_weight = operators.mm(rows.t(), grad_rows).t().to(weight.dtype).contiguous()
+            del rows
         del normed
         if need_bias:
             grad_bias = grad_rows.sum(0, dtype=weight.dtype)
