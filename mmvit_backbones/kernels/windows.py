@@ -149,7 +149,7 @@ def refusal(
     mode: str, x: Tensor, norm: nn.LayerNorm, layer: WindowAttention, size: Size
 ) -> str | None:
     """Return why the kernel does not serve a branch; None if it does."""
-    if reason := why_other_class(nn.Linear, layer.qkv) or why_other_class(
+    if reason := why_other_class(nn.Linear, layer.qkv, layer.proj) or why_other_class(
         nn.Dropout, layer.attn_drop
     ):
         return reason
@@ -173,7 +173,11 @@ def run(
         attention(q, k, v, layer.attn_drop)  # (w, h, n, d)
         for q, k, v in _norm_qkv(mode, x, norm, layer, tiling)
     ]
-    out = layer.drop(layer.proj(_join_windows(mode, attended, tiling)))
+    if mode == COMPILE:
+        out = layer.proj(_join_windows(attended, tiling))
+    else:
+        out = _Project.apply(tiling, layer.proj.weight, layer.proj.bias, *attended)
+    out = layer.drop(out)
     out = out if scale is None else scale * out
     return x + out if residual else out
 
@@ -192,10 +196,8 @@ def _norm_qkv(
     return [outputs[i : i + 3] for i in range(0, len(outputs), 3)]
 
 
-def _join_windows(mode: str, windows: Sequence[Tensor], tiling: Tiling) -> Tensor:
+def _join_windows(windows: Sequence[Tensor], tiling: Tiling) -> Tensor:
     """Join the windows (w, h, n, d) of each region to tokens (B, N, hd)."""
-    if mode != COMPILE:
-        return _JoinWindows.apply(tiling, *windows)
     strips: dict[int, list[Tensor]] = {}  # regions of the same rows
     for part, region in zip(windows, tiling.regions, strict=True):
         strip = rearrange(
@@ -287,26 +289,52 @@ class _NormQKV(torch.autograd.Function):
         )
 
 
-class _JoinWindows(torch.autograd.Function):
-    """Copies the windows of all regions into one tensor of tokens."""
+class _Project(torch.autograd.Function):
+    """`proj` of the windows (w, h, n, d) of all regions, joined to tokens (B, N, C).
+
+    Before they are joined, so that fused attention and this save one copy of the windows.
+    """
 
     @staticmethod
-    def forward(ctx: Any, tiling: Tiling, *windows: Tensor) -> Tensor:
-        num_windows, num_heads, window_tokens, head_dims = windows[0].shape
-        ctx.tiling = tiling
-        ctx.num_heads = num_heads
+    def forward(
+        ctx: Any, tiling: Tiling, weight: Tensor, bias: Tensor | None, *windows: Tensor
+    ) -> Tensor:
+        dtype = compute_dtype(windows[0])
+        ctx.tiling, ctx.dtype = tiling, dtype
+        ctx.save_for_backward(weight, *windows)
+        num_windows, _, window_tokens, _ = windows[0].shape
         batch = num_windows * window_tokens // tiling.regions[0].num_tokens
-        tokens = windows[0].new_empty(batch, tiling.height * tiling.width, num_heads * head_dims)
-        for target, source in zip(tiling.view_windows(tokens), windows, strict=True):
-            by_head = target.unflatten(-1, (num_heads, head_dims))
-            by_head.copy_(source.transpose(1, 2).view(by_head.shape))
+        shape = batch, tiling.height * tiling.width, len(weight)
+        tokens = windows[0].new_empty(shape, dtype=dtype)
+        bias = None if bias is None else bias.to(dtype)
+        with without_autocast(tokens.device):
+            for target, part in zip(tiling.view_windows(tokens), windows, strict=True):
+                projected = operators.linear(_to_rows(part, dtype), weight.to(dtype), bias)
+                target.copy_(projected.view(target.shape))
         return tokens
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
-        rows = ctx.tiling.gather(grad.contiguous(), grad.dtype)
-        return None, *(
-            rearrange(windows, 'w n (h d) -> w h n d', h=ctx.num_heads)
-            for windows in ctx.tiling.split(rows)
-        )
+        weight, *windows = ctx.saved_tensors
+        _, need_weight, need_bias, *_ = ctx.needs_input_grad
+        grad_rows = ctx.tiling.gather(grad.contiguous(), ctx.dtype)
+        grad_weight = grad_bias = None
+        if need_bias:
+            grad_bias = grad_rows.sum(0, dtype=weight.dtype)
+        grad_windows = []
+        with without_autocast(grad.device):
+            for grad_part, part in zip(ctx.tiling.split(grad_rows), windows, strict=True):
+                rows, grad_part = _to_rows(part, ctx.dtype), grad_part.flatten(0, 1)
+                if need_weight:
+                    product = operators.mm(grad_part.t(), rows).to(weight.dtype)
+                    grad_weight = product if grad_weight is None else grad_weight.add_(product)
+                grad_part = operators.linear(grad_part, weight.to(ctx.dtype).t())
+                grad_part = grad_part.view(*part.transpose(1, 2).shape)  # (w, n, h, d)
+                grad_windows.append(grad_part.transpose(1, 2).to(part.dtype))
+        return None, grad_weight, grad_bias, *grad_windows
+
+
+def _to_rows(windows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return windows (w, h, n, d) as rows (wn, hd); a view of what fused attention returns."""
+    return rearrange(windows, 'w h n d -> (w n) (h d)').to(dtype)
