@@ -131,7 +131,7 @@ def run_demo(out: Path, jobs: Sequence[Job] = JOBS, seed: int = 0) -> list[Resul
 
 def run_job(job: Job, folder: Path, seed: int) -> Result:
     """Train and evaluate one model by this project's tools, into a folder."""
-    print(f'{job.name}: begins', flush=True)
+    _say(f'{job.name}: begins')
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     config = f'configs/shapes/{job.config}'
@@ -192,13 +192,19 @@ def _run_tool(arguments: Sequence[str | Path], log: Path, title: str) -> float:
                 step = re.search(r'(Epoch|Iter)\((train|test)\).*', line)
                 if step and time.monotonic() - shown > 20:
                     shown = time.monotonic()
-                    print(f'{title}: {step[0][:90].rstrip()}', flush=True)
+                    _say(f'{title}: {step[0][:90].rstrip()}')
     # wait4 tells the memory of this child alone; psutil and the like would have to poll.
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         raise DemoError(f'{" ".join(command)} failed; its output is in {log}')
     return usage.ru_maxrss / 1024
+
+
+def _say(line: str) -> None:
+    """Print a line in one piece: several threads may print at once."""
+    sys.stdout.write(line + '\n')
+    sys.stdout.flush()
 
 
 def _newest(folder: Path, pattern: str) -> Path:
