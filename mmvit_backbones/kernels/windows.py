@@ -3,7 +3,7 @@
 Serves the branch `attn(norm(x), size)` with window padding `'mask'`. Attention under a mask equals
 attention among the tokens that are not masked. So a grid is cut into up to four regions, each tiled
 by windows of one size: the whole windows, and those that the right or the bottom border, or both,
-cut off. The tokens of all windows are gathered into the rows of one matrix, so that `qkv` runs once.
+cut off. The tokens of all windows are gathered into the rows of one matrix, so `qkv` runs once.
 For the backward pass of norm and `qkv` only the input is saved, unless the graph is compiled.
 
 Legend: B batch, H x W = N tokens, C channels, R = BN rows, h heads, d channels per head, w windows
