@@ -64,7 +64,7 @@ def _write_aoti(program: ExportedProgram, names: Names, path: Path) -> None:
         torch._inductor.aoti_compile_and_package(program, package_path=str(path))
     except torch._inductor.exc.InductorError as error:
         raise ValueError(
-            "format 'aoti': Inductor cannot compile this graph, as it is with XCiT for any size; "
+            "format 'aoti': Inductor cannot compile this graph, as it is with most for any size; "
             'pass dynamic=False (--static)'
         ) from error
 
