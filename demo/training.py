@@ -98,7 +98,7 @@ class DemoError(RuntimeError):
 
 
 def run_demo(out: Path, jobs: Sequence[Job] = JOBS, seed: int = 0) -> list[Result]:
-    """Make the data, train and evaluate the jobs, one on each core; print the table, draw pictures.
+    """Make the data, train and evaluate the jobs, some at once; print the table, draw pictures.
 
     Args:
         out: Absolute folder for logs, checkpoints and pictures.

@@ -344,7 +344,6 @@ class _GramAttention(torch.autograd.Function):
                 rstd,
                 norm_weight,
                 norm_bias,
-                (True, norm_weight is not None, norm_bias is not None),
             )
             if ctx.residual:
                 grad_x += grad

@@ -122,8 +122,8 @@ class _LocalInteraction(torch.autograd.Function):
         with without_autocast(x.device):
             tokens = F.layer_norm(x, norm.normalized_shape, norm_weight, norm_bias, norm.eps)
             hidden = _convolve(to_map(tokens.to(dtype), size), conv1, weight1, bias1)
-            normed, mean, rstd = operators.batch_norm(F.gelu(hidden), bn, bn_weight, bn_bias)
-            out = to_tokens(_convolve(normed, conv2, weight2, bias2))
+            normalized, mean, rstd = operators.batch_norm(F.gelu(hidden), bn, bn_weight, bn_bias)
+            out = to_tokens(_convolve(normalized, conv2, weight2, bias2))
         ctx.save_for_backward(
             x, norm_weight, norm_bias, hidden, mean, rstd, bn_weight, bn_bias, weight1, weight2
         )
@@ -141,16 +141,16 @@ class _LocalInteraction(torch.autograd.Function):
         (conv1, conv2), (has_bias1, has_bias2) = ctx.convolutions, ctx.has_biases
         with without_autocast(x.device):
             activated = F.gelu(hidden)
-            normed = operators.apply_batch_norm(activated, mean, rstd, bn_weight, bn_bias)
+            normalized = operators.apply_batch_norm(activated, mean, rstd, bn_weight, bn_bias)
             branch_grad = to_map(grad.to(ctx.dtype).contiguous(), ctx.size)
-            grad_normed, grad_weight2, grad_bias2 = operators.convolution_backward(
-                branch_grad, normed, weight2, has_bias2, conv2
+            grad_normalized, grad_weight2, grad_bias2 = operators.convolution_backward(
+                branch_grad, normalized, weight2, has_bias2, conv2
             )
-            del normed
+            del normalized
             grad_hidden, grad_bn_weight, grad_bn_bias = operators.batch_norm_backward(
-                grad_normed, activated, mean, rstd, bn_weight, ctx.bn_training
+                grad_normalized, activated, mean, rstd, bn_weight, ctx.bn_training
             )
-            del activated, grad_normed
+            del activated, grad_normalized
             operators.gelu_backward_(grad_hidden, hidden)
             tokens, token_mean, token_rstd = operators.layer_norm(
                 x, norm_weight, norm_bias, ctx.norm_eps
@@ -166,7 +166,6 @@ class _LocalInteraction(torch.autograd.Function):
                 token_rstd,
                 norm_weight,
                 norm_bias,
-                (True, norm_weight is not None, norm_bias is not None),
             )
             if ctx.residual:
                 grad_x += grad

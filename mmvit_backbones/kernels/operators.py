@@ -143,11 +143,12 @@ def layer_norm_backward(
     rstd: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    needed: Sequence[bool],
+    needed: Sequence[bool] = (True, True, True),
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of `x`, `weight` and `bias`, as far as they are needed."""
+    """Return the gradients of `x`, `weight` and `bias`, as far as they are there and needed."""
+    needed = [n and t is not None for n, t in zip(needed, (x, weight, bias), strict=True)]
     return torch.ops.aten.native_layer_norm_backward(
-        grad, x, x.shape[-1:], mean, rstd, weight, bias, list(needed)
+        grad, x, x.shape[-1:], mean, rstd, weight, bias, needed
     )
 
 

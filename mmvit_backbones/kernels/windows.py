@@ -238,7 +238,7 @@ class _NormQKV(torch.autograd.Function):
         ctx.save_for_backward(tokens, norm_weight, norm_bias, weight)
         with without_autocast(tokens.device):
             normed = F.layer_norm(tokens, tokens.shape[-1:], norm_weight, norm_bias, eps)
-            rows = tiling.gather(normed, dtype)
+            rows = tiling.gather(normed, dtype)  # fewer values than grad_rows, so these are copied
             del normed
             bias = None if bias is None else bias.to(dtype)
             qkv = operators.linear(rows, weight.to(dtype), bias)
@@ -259,7 +259,7 @@ class _NormQKV(torch.autograd.Function):
         normed, mean, rstd = operators.layer_norm(tokens, norm_weight, norm_bias, ctx.eps)
         grad_weight = grad_bias = None
         if need_weight:
-            rows = tiling.gather(normed, dtype)
+            rows = tiling.gather(normed, dtype)  # fewer values than grad_rows, so these are copied
             grad_weight = operators.mm(rows.t(), grad_rows).t().to(weight.dtype).contiguous()
             del rows
         del normed
