@@ -17,6 +17,7 @@ from benchmarks.measure import Contender, Row, Setting, matmul_rates, measure
 from benchmarks.peers import OURS
 from benchmarks.run import SIZES, common_arguments
 
+ITEMS = KERNELS, LIBRARY_REMEDIES = ('kernels', 'remedies')
 REMEDIES = ('malloc', 'tcmalloc', 'jemalloc', 'frozen', 'checkpointed')
 ALL = 'all kernels'
 
@@ -99,7 +100,7 @@ def _saved(pair: Any, field: str) -> str:
 def parse_args() -> argparse.Namespace:
     forms_tried = ['eager', 'eager+bf16', 'compiled', 'compiled+bf16']
     parser = common_arguments(__doc__, forms_tried)
-    parser.add_argument('--no-remedies', action='store_true', help='kernels only')
+    parser.add_argument('--items', nargs='+', choices=ITEMS, default=ITEMS, help='what to try')
     return parser.parse_args()
 
 
@@ -111,14 +112,17 @@ def main() -> None:
     rates = matmul_rates(device)
     print(f'{machine}; {report.versions()}\n', flush=True)
     out = args.out or report.results_path(machine, '_kernels.csv')
-    remedies = [] if args.no_remedies else [name for name in REMEDIES if forms.is_installed(name)]
+    remedies = [name for name in REMEDIES if forms.is_installed(name)]
     found: list[Gain] = []
     for network, (height, width, batch), run, base in product(
         args.networks, args.sizes or SIZES, args.passes, args.forms
     ):
         setting = Setting(network, height, width, batch, run)
         serving = forms.serving_kernels(network, base, run, setting.images(device))
-        for group in trials(base, run, serving, remedies):
+        kernel_group, *remedy_groups = trials(base, run, serving, remedies)
+        groups = [kernel_group] if KERNELS in args.items else []
+        groups += remedy_groups if LIBRARY_REMEDIES in args.items else []
+        for group in groups:
             wanted = dict.fromkeys(form for _, before, after in group for form in (before, after))
             contenders = [Contender(OURS, form) for form in wanted]
             rows = measure(setting, contenders, device, rates, args.seconds)
