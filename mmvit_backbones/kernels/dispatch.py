@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 from mmcv.cnn.bricks import DropPath
@@ -18,6 +19,7 @@ from mmvit_backbones.backbones.twins_svt import TwinsSVTBlock
 from mmvit_backbones.backbones.xcit import XCiTBlock
 from mmvit_backbones.kernels import (
     conv_stem,
+    direct_attention,
     fused_attention,
     gram_attention,
     local_interaction,
@@ -44,7 +46,8 @@ from mmvit_backbones.layers.plain import PLAIN_TENSORS, has_global_hooks, why_no
 from mmvit_backbones.layers.tokens import crop, pad_to_multiple
 from mmvit_backbones.layers.window_attention import WindowAttention
 
-ALL_BUT_EXPORT = frozenset((TRAINING, INFERENCE, COMPILE))
+EAGER = frozenset((TRAINING, INFERENCE))
+ALL_BUT_EXPORT = EAGER | {COMPILE}
 ALL_MODES = ALL_BUT_EXPORT | {EXPORT}
 
 
@@ -80,25 +83,24 @@ BRANCHES: dict[Callable[..., Any], Branch] = {
     XCiTBlock.interact: Branch('norm3', 'local_mp', 'gamma3'),
     XCiTBlock.feed_forward: Branch('norm2', 'mlp', 'gamma2'),
 }
-# By the class of the branch's layer. A kernel serves that class inside a branch of `BRANCHES` only.
-# The functions, of tokens x (B, N, C) and a scale (C), are
+# By the class of the branch's layer; the first kernel that does not refuse runs. A kernel serves
+# that class inside a branch of `BRANCHES` only. The functions, of tokens x (B, N, C) and a scale
+# (C), are
 #     refusal(mode, x, norm, layer, *rest) -> str | None
 #     run(mode, x, norm, layer, scale, residual, *rest) -> Tensor
 # with the arguments `rest` that the branch takes after x. `run` returns `scale * layer(norm(x))`,
 # plus `x` if `residual` is true. `scale` is None where the block has none or `fuse` has folded it;
 # the weight and bias of a folded norm are None too.
-BRANCH_KERNELS: dict[type[nn.Module], Kernel] = {
-    CrossCovarianceAttention: Kernel(
-        'gram_attention', ALL_MODES, gram_attention.run, gram_attention.refusal
+BRANCH_KERNELS: dict[type[nn.Module], tuple[Kernel, ...]] = {
+    CrossCovarianceAttention: (
+        Kernel('gram_attention', ALL_MODES, gram_attention.run, gram_attention.refusal),
+        Kernel('direct_attention', EAGER, direct_attention.run, direct_attention.refusal),
     ),
-    LocalPatchInteraction: Kernel(
-        'local_interaction',
-        frozenset((TRAINING, INFERENCE)),
-        local_interaction.run,
-        local_interaction.refusal,
+    LocalPatchInteraction: (
+        Kernel('local_interaction', EAGER, local_interaction.run, local_interaction.refusal),
     ),
-    MLP: Kernel('norm_mlp', ALL_BUT_EXPORT, norm_mlp.run, norm_mlp.refusal),
-    WindowAttention: Kernel('windows', ALL_BUT_EXPORT, windows.run, windows.refusal),
+    MLP: (Kernel('norm_mlp', ALL_BUT_EXPORT, norm_mlp.run, norm_mlp.refusal),),
+    WindowAttention: (Kernel('windows', ALL_BUT_EXPORT, windows.run, windows.refusal),),
 }
 # By the replaceable function. The functions are
 #     refusal(mode, *arguments) -> str | None
@@ -109,7 +111,9 @@ FUNCTION_KERNELS: dict[Callable[..., Any], Kernel] = {
     pad_to_multiple: Kernel('pad', ALL_BUT_EXPORT, padding.run_pad, padding.pad_refusal),
     crop: Kernel('crop', ALL_BUT_EXPORT, padding.run_crop, padding.crop_refusal),
 }
-KERNEL_NAMES = tuple(k.name for k in (*BRANCH_KERNELS.values(), *FUNCTION_KERNELS.values()))
+KERNEL_NAMES = tuple(
+    kernel.name for kernel in (*chain(*BRANCH_KERNELS.values()), *FUNCTION_KERNELS.values())
+)
 
 
 class Choice(NamedTuple):
@@ -160,17 +164,20 @@ class Dispatcher:
     ) -> Choice:
         block, x = args[:2]
         norm, layer = getattr(block, branch.norm), getattr(block, branch.layer)
-        kernel = BRANCH_KERNELS.get(type(layer))
-        if kernel is None:
-            return Choice(function, layer, None, 'there is no kernel for this layer')
-        reason = self._general_refusal(mode, kernel, x, (block.drop_path, norm, layer))
-        reason = (
-            reason
-            or why_other_class(nn.LayerNorm, norm)
-            or why_other_class(DropPath, block.drop_path)
-            or kernel.refusal(mode, x, norm, layer, *args[2:])
-        )
-        return Choice(function, layer, None if reason else kernel, reason or '')
+        reasons = []
+        for kernel in BRANCH_KERNELS.get(type(layer), ()):
+            reason = self._general_refusal(mode, kernel, x, (block.drop_path, norm, layer))
+            reason = (
+                reason
+                or why_other_class(nn.LayerNorm, norm)
+                or why_other_class(DropPath, block.drop_path)
+                or kernel.refusal(mode, x, norm, layer, *args[2:])
+            )
+            if reason is None:
+                return Choice(function, layer, kernel, '')
+            reasons.append(reason)
+        message = '; '.join(dict.fromkeys(reasons)) or 'there is no kernel for this layer'
+        return Choice(function, layer, None, message)
 
     def _choose(self, mode: str, function: Callable[..., Any], args: tuple[Any, ...]) -> Choice:
         kernel = FUNCTION_KERNELS.get(function)

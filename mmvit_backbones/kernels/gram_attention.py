@@ -35,9 +35,10 @@ from torch import Tensor, nn
 
 from mmvit_backbones.kernels import modes, operators
 from mmvit_backbones.kernels.autograd import compute_dtype, refuse_second_derivative
+from mmvit_backbones.kernels.channel_weights import Weighed, weigh, weigh_backward
 from mmvit_backbones.kernels.expected import drops, why_no_bias, why_other_class
 from mmvit_backbones.kernels.modes import COMPILE, EXPORT, is_static, typical_size
-from mmvit_backbones.layers.cross_covariance_attention import MIN_LENGTH, CrossCovarianceAttention
+from mmvit_backbones.layers.cross_covariance_attention import CrossCovarianceAttention
 from mmvit_backbones.layers.folding import scaled_parameters
 from mmvit_backbones.layers.precision import at_least_float32, without_autocast
 
@@ -47,7 +48,6 @@ FULL_PRECISION_COST = 1.7
 # A CPU computes the Gram matrix by blocks. Narrower blocks are slower, more of them save little.
 MAX_BLOCKS = 3
 MIN_BLOCK_CHANNELS = 64
-MIN_SQUARED_LENGTH = MIN_LENGTH**2
 
 
 def refusal(
@@ -130,7 +130,9 @@ def _gram_by_autograd(
         temperature = at_least_float32(layer.temperature)
         gram = wide.transpose(1, 2) @ wide
         attended = attention_weights(wide, qk_weight, qk_bias, temperature, gram)
-        values, mixed_bias = attend_values(layer.attn_drop(attended.weights), v_weight, v_bias)
+        values, mixed_bias = attend_values(
+            layer.attn_drop(attended.weighed.weights), v_weight, v_bias
+        )
         mixing, offset = output_matrix(
             values, mixed_bias, at_least_float32(weight), at_least_float32(bias)
         )
@@ -155,16 +157,12 @@ class Attended(NamedTuple):
     """Attention weights and what they were made of.
 
     Attributes:
-        weights: A (h, d, B, d), queries first; sums over the last dimension are 1.
-        cosines: Cosines of queries and keys (h, d, B, d).
-        squared_lengths: Those of queries and keys over all tokens (h, B, 2d).
+        weighed: The weights, a block for each head.
         qk_gram: P (h, 2dB, C).
         qk_sums: p (h, 2dB, 1).
     """
 
-    weights: Tensor
-    cosines: Tensor
-    squared_lengths: Tensor
+    weighed: Weighed
     qk_gram: Tensor
     qk_sums: Tensor
 
@@ -201,12 +199,11 @@ def attention_weights(
         qk_sums * qk_bias.transpose(1, 2), qk_gram, qk_weight.transpose(1, 2)
     )  # R of each head (h, 2dB, 2d)
     products = products.view(num_heads, twice_head_dims, batch_size, twice_head_dims)
-    squared_lengths = products.diagonal(dim1=1, dim2=3)
-    q_inverse, k_inverse = inverse_lengths(squared_lengths)
     head_dims = twice_head_dims // 2
-    cosines = products[:, :head_dims, :, head_dims:] * q_inverse * k_inverse
-    weights = (cosines * temperature[..., None]).softmax(dim=-1)
-    return Attended(weights, cosines, squared_lengths, qk_gram, qk_sums)
+    weighed = weigh(
+        products[:, :head_dims, :, head_dims:], products.diagonal(dim1=1, dim2=3), temperature
+    )
+    return Attended(weighed, qk_gram, qk_sums)
 
 
 def _gram(tokens: Tensor) -> Tensor:
@@ -228,12 +225,6 @@ def _gram(tokens: Tensor) -> Tensor:
             out[block, rest] = operators.linear(channels[block], channels[rest])
             out[block, :start] = out[:start, block].t()
     return gram
-
-
-def inverse_lengths(squared_lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Return one over the lengths of queries (h, d, B, 1) and of keys (h, 1, B, d)."""
-    q_inverse, k_inverse = squared_lengths.clamp_min(MIN_SQUARED_LENGTH).rsqrt().chunk(2, dim=-1)
-    return q_inverse.transpose(1, 2)[..., None], k_inverse[:, None]
 
 
 def attend_values(weights: Tensor, v_weight: Tensor, v_bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -290,7 +281,7 @@ class _GramAttention(torch.autograd.Function):
             wide = at_least_float32(tokens)
             gram = _gram(wide)
             attended = attention_weights(wide, qk_weight, qk_bias, temperature, gram, operators)
-            values = attend_values(attended.weights, v_weight, v_bias)
+            values = attend_values(attended.weighed.weights, v_weight, v_bias)
             mixing, offset = output_matrix(*values, proj_weight, proj_bias, operators)
             tokens, mixing, offset = tokens.to(dtype), mixing.to(dtype), offset[:, None].to(dtype)
             if residual and x.dtype == dtype:
@@ -309,7 +300,9 @@ class _GramAttention(torch.autograd.Function):
             temperature,
             proj_weight,
             mixing,
-            *attended,
+            *attended.weighed,
+            attended.qk_gram,
+            attended.qk_sums,
         )
         ctx.eps, ctx.dtype, ctx.residual = eps, dtype, residual
         return out
@@ -318,17 +311,22 @@ class _GramAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
         x, norm_weight, norm_bias, qk_weight, v_weight, qk_bias, v_bias, *rest = ctx.saved_tensors
-        temperature, proj_weight, mixing, *parts = rest
-        attended = Attended(*parts)
+        temperature, proj_weight, mixing, *weighed, qk_gram, qk_sums = rest
+        weighed = Weighed(*weighed)
         with without_autocast(x.device):
             tokens, mean, rstd = operators.layer_norm(x, norm_weight, norm_bias, ctx.eps)
             branch_grad = grad.to(ctx.dtype)
             grad_mixing = operators.transposed_bmm(branch_grad, tokens.to(ctx.dtype))  # (B, C, C)
             grad_offset = branch_grad.sum(1, dtype=proj_weight.dtype)  # (B, C)
             grad_weights, grad_v_weight, grad_v_bias, grad_proj_weight = _mixing_backward(
-                at_least_float32(grad_mixing), grad_offset, attended, v_weight, v_bias, proj_weight
+                at_least_float32(grad_mixing),
+                grad_offset,
+                weighed.weights,
+                v_weight,
+                v_bias,
+                proj_weight,
             )
-            doubled, grad_temperature = _weights_backward(grad_weights, attended, temperature)
+            doubled, grad_temperature = _weights_backward(grad_weights, weighed, temperature)
             grad_gram, grad_sums = _gram_backward(doubled, qk_weight, qk_bias, len(x))
             doubled_transposed = doubled.transpose(1, 2)
             grad_tokens = grad_sums[:, None].expand(tokens.shape).clone()
@@ -352,9 +350,9 @@ class _GramAttention(torch.autograd.Function):
                 grad_norm_weight,
                 grad_norm_bias,
                 None,
-                doubled_transposed @ attended.qk_gram,
+                doubled_transposed @ qk_gram,
                 grad_v_weight,
-                doubled_transposed @ attended.qk_sums,
+                doubled_transposed @ qk_sums,
                 grad_v_bias,
                 grad_temperature,
                 grad_proj_weight,
@@ -367,7 +365,7 @@ class _GramAttention(torch.autograd.Function):
 def _mixing_backward(
     grad_mixing: Tensor,
     grad_offset: Tensor,
-    attended: Attended,
+    weights: Tensor,
     v_weight: Tensor,
     v_bias: Tensor,
     proj_weight: Tensor,
@@ -376,7 +374,7 @@ def _mixing_backward(
     num_heads, head_dims, dims = v_weight.shape
     batch_size = len(grad_offset)
     num_rows = head_dims * batch_size
-    values, mixed_bias = attend_values(attended.weights, v_weight, v_bias)
+    values, mixed_bias = attend_values(weights, v_weight, v_bias)
     grad_mixing = grad_mixing.transpose(0, 1).reshape(dims, batch_size * dims)  # (C, BC)
     grad_proj_weight = operators.mm(grad_mixing, values.t())
     grad_proj_weight.addmm_(grad_offset.t(), mixed_bias.t())
@@ -385,9 +383,9 @@ def _mixing_backward(
     grad_weights = torch.baddbmm(
         grad_mixed_bias * v_bias.transpose(1, 2), grad_values, v_weight.transpose(1, 2)
     )
-    columns = attended.weights.flatten(1, 2).transpose(1, 2)  # (h, d, dB)
+    columns = weights.flatten(1, 2).transpose(1, 2)  # (h, d, dB)
     return (
-        grad_weights.view(attended.weights.shape),
+        grad_weights.view(weights.shape),
         columns @ grad_values,
         columns @ grad_mixed_bias,
         grad_proj_weight,
@@ -395,27 +393,17 @@ def _mixing_backward(
 
 
 def _weights_backward(
-    grad_weights: Tensor, attended: Attended, temperature: Tensor
+    grad_weights: Tensor, weighed: Weighed, temperature: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return S (h, 2dB, 2d) and the gradient of the temperature."""
-    weights, cosines, squared_lengths, *_ = attended
-    grad_logits = grad_weights * weights
-    grad_logits -= grad_logits.sum(-1, keepdim=True) * weights
-    grad_temperature = (grad_logits * cosines).sum((1, 2, 3)).view(temperature.shape)
-    grad_cosines = grad_logits * temperature[..., None]
-    q_inverse, k_inverse = inverse_lengths(squared_lengths)
-    num_heads, head_dims, batch_size, _ = weights.shape
-    doubled = weights.new_zeros(num_heads, 2 * head_dims, batch_size, 2 * head_dims)
-    queries_with_keys = doubled[:, :head_dims, :, head_dims:]
-    torch.mul(grad_cosines * q_inverse, k_inverse, out=queries_with_keys)
-    doubled[:, head_dims:, :, :head_dims] = queries_with_keys.transpose(1, 3)
-    # The diagonal of S is twice the gradient of the squared lengths. A length divides all cosines
-    # of its row or column.
-    weighted = grad_cosines * cosines
-    grad_lengths = torch.cat((weighted.sum(3).transpose(1, 2), weighted.sum(1)), dim=-1)
-    grad_lengths = grad_lengths / squared_lengths  # (h, B, 2d)
-    grad_lengths = grad_lengths.masked_fill(squared_lengths < MIN_SQUARED_LENGTH, 0)
-    doubled.diagonal(dim1=1, dim2=3).copy_(-grad_lengths)
+    grad_products, grad_lengths, grad_temperature = weigh_backward(
+        grad_weights, weighed, temperature
+    )
+    num_heads, head_dims, batch_size, _ = grad_weights.shape
+    doubled = grad_weights.new_zeros(num_heads, 2 * head_dims, batch_size, 2 * head_dims)
+    doubled[:, :head_dims, :, head_dims:] = grad_products
+    doubled[:, head_dims:, :, :head_dims] = grad_products.transpose(1, 3)
+    doubled.diagonal(dim1=1, dim2=3).copy_(2 * grad_lengths)
     return doubled.flatten(1, 2), grad_temperature
 
 

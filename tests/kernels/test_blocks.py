@@ -154,6 +154,17 @@ def test_gram_attention(
     check(branch, torch.randn(2, num_tokens, 24, dtype=dtype), 'gram_attention', autocast)
 
 
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
+@pytest.mark.parametrize('qkv_bias', [True, False])
+@pytest.mark.parametrize('num_tokens', [1, 30])
+def test_direct_attention(num_tokens: int, qkv_bias: bool, dtype: torch.dtype) -> None:
+    block = xcit_block()
+    if not qkv_bias:
+        block.attn.qkv.register_parameter('bias', None)
+    branch = randomize(Branch(block, 'attend')).to(dtype)
+    check(branch, torch.randn(3, num_tokens, 24, dtype=dtype), 'direct_attention')
+
+
 @pytest.mark.parametrize('dims', [129, 192])
 def test_gram_matrix_by_blocks(dims: int) -> None:
     branch = randomize(Branch(xcit_block(dims), 'attend')).double()
@@ -240,15 +251,18 @@ BRANCHES = {
     'windows': lambda: Branch(twins_block(), 'attend', (30, 70)),
     'norm_mlp': lambda: Branch(twins_block(), 'feed_forward'),
     'gram_attention': lambda: Branch(xcit_block(12), 'attend'),
+    'direct_attention': lambda: Branch(xcit_block(12), 'attend'),
     'local_interaction': lambda: Branch(xcit_block(12), 'interact', (30, 70)),
 }
+# Of 12 channels; few for `direct_attention`, and for the others a grid of 30 x 70.
+NUM_TOKENS = dict.fromkeys(BRANCHES, 2100) | {'direct_attention': 5}
 EVERY_BRANCH = pytest.mark.parametrize('kernel', BRANCHES)
 
 
 @EVERY_BRANCH
 def test_no_images(kernel: str) -> None:
     branch = randomize(BRANCHES[kernel]()).double().eval()
-    x = torch.zeros(0, 2100, 12, dtype=torch.float64)
+    x = torch.zeros(0, NUM_TOKENS[kernel], 12, dtype=torch.float64)
     check(branch, x, kernel, trains=kernel != 'local_interaction')
 
 
@@ -258,15 +272,15 @@ def test_frozen_parts_get_no_gradient(kernel: str, frozen: tuple[str, ...]) -> N
     branch = randomize(BRANCHES[kernel]()).double().eval()
     for name, parameter in branch.block.named_parameters():
         parameter.requires_grad_(not name.startswith(frozen))
-    check(branch, torch.randn(1, 2100, 12, dtype=torch.float64), kernel)
-    branch(torch.randn(1, 2100, 12, dtype=torch.float64)).sum().backward()
+    check(branch, torch.randn(1, NUM_TOKENS[kernel], 12, dtype=torch.float64), kernel)
+    branch(torch.randn(1, NUM_TOKENS[kernel], 12, dtype=torch.float64)).sum().backward()
     assert all(p.grad is None for p in branch.parameters() if not p.requires_grad)
 
 
 @EVERY_BRANCH
 def test_input_is_left_alone(kernel: str) -> None:
     branch = BRANCHES[kernel]().eval()
-    x = torch.randn(1, 2100, 12)
+    x = torch.randn(1, NUM_TOKENS[kernel], 12)
     before = x.clone()
     with torch.no_grad(), kernels.use('auto'):
         out = branch(x)
@@ -291,6 +305,10 @@ def test_saved_for_backward() -> None:
     assert reference > 5  # also normalized, hidden and activated
     ours, reference = saved_by(BRANCHES['gram_attention'](), x)
     assert 1 <= ours < 1.2
+    assert reference > 5
+    few = torch.randn(100, NUM_TOKENS['direct_attention'], 12, requires_grad=True)
+    ours, reference = saved_by(BRANCHES['direct_attention'](), few)
+    assert 1 <= ours < 1.3
     assert reference > 5
     ours, reference = saved_by(BRANCHES['windows'](), x)
     assert ours < reference
@@ -323,7 +341,7 @@ def test_counted_operations_of_gram_attention() -> None:
 @EVERY_BRANCH
 def test_second_derivative_is_refused(kernel: str) -> None:
     branch = randomize(BRANCHES[kernel]()).double().eval()
-    x = torch.randn(1, 2100, 12, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(1, NUM_TOKENS[kernel], 12, dtype=torch.float64, requires_grad=True)
 
     def product() -> Tensor:
         (gradient,) = torch.autograd.grad(branch(x).pow(3).sum(), x, create_graph=True)
