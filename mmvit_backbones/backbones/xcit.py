@@ -356,15 +356,13 @@ class XCiT(Backbone):
             x = self._run_block(block, x, size)
             if i in self.out_indices:
                 maps.append(to_map(x, size))
-        if self.pyramid is not None:
-            # Tokens cover whole patches, so finer maps can reach over the image's border.
-            maps = [
-                crop(feature_map, (ceil_div(height, stride), ceil_div(width, stride)))
-                for feature_map, stride in zip(self.pyramid(maps), self.out_strides, strict=True)
-            ]
-        for i in range(len(maps)):  # one by one: each map is freed once it is copied
-            maps[i] = as_contiguous(maps[i])
-        return tuple(maps)
+        if self.pyramid is None:
+            return tuple(map(as_contiguous, maps))
+        # Tokens cover whole patches, so finer maps can reach over the image's border.
+        return tuple(
+            crop(feature_map, (ceil_div(height, stride), ceil_div(width, stride)))
+            for feature_map, stride in zip(self.pyramid(maps), self.out_strides, strict=True)
+        )
 
     @property
     def num_layers(self) -> int:

@@ -25,6 +25,7 @@ from mmvit_backbones.kernels import (
     local_interaction,
     norm_mlp,
     padding,
+    subsampled,
     windows,
 )
 from mmvit_backbones.kernels.autograd import is_transformed
@@ -43,6 +44,7 @@ from mmvit_backbones.layers.cross_covariance_attention import CrossCovarianceAtt
 from mmvit_backbones.layers.local_patch_interaction import LocalPatchInteraction
 from mmvit_backbones.layers.mlp import MLP
 from mmvit_backbones.layers.plain import PLAIN_TENSORS, has_global_hooks, why_not_plain
+from mmvit_backbones.layers.subsampled_attention import SubsampledAttention
 from mmvit_backbones.layers.tokens import crop, pad_to_multiple
 from mmvit_backbones.layers.window_attention import WindowAttention
 
@@ -100,6 +102,7 @@ BRANCH_KERNELS: dict[type[nn.Module], tuple[Kernel, ...]] = {
         Kernel('local_interaction', EAGER, local_interaction.run, local_interaction.refusal),
     ),
     MLP: (Kernel('norm_mlp', ALL_BUT_EXPORT, norm_mlp.run, norm_mlp.refusal),),
+    SubsampledAttention: (Kernel('subsampled', EAGER, subsampled.run, subsampled.refusal),),
     WindowAttention: (Kernel('windows', ALL_BUT_EXPORT, windows.run, windows.refusal),),
 }
 # By the replaceable function. The functions are

@@ -36,6 +36,6 @@ def crop_refusal(mode: str, feature_map: Tensor, size: Size) -> str | None:
 
 
 def run_crop(mode: str, feature_map: Tensor, size: Size) -> Tensor:
-    """Return a view of the feature map."""
+    """Return the feature map itself, or a copy if something is cut off."""
     height, width = size
-    return feature_map[:, :, :height, :width]
+    return feature_map[:, :, :height, :width].contiguous()

@@ -79,6 +79,11 @@ class Tiling:
         ]
         return cls(height, width, tuple(regions))
 
+    @classmethod
+    def whole(cls, height: int, width: int) -> Tiling:
+        """Tile a grid by a single window."""
+        return cls(height, width, (Region(0, 0, height, width, height, width),))
+
     def view_windows(self, tokens: Tensor) -> list[Tensor]:
         """View tokens (B, N, C) as the windows of each region.
 
@@ -175,7 +180,7 @@ def run(
     if mode == COMPILE:
         out = layer.proj(_join_windows(attended, tiling))
     else:
-        out = _Project.apply(tiling, layer.proj.weight, layer.proj.bias, *attended)
+        out = ProjectWindows.apply(tiling, layer.proj.weight, layer.proj.bias, *attended)
     out = layer.drop(out)
     out = out if scale is None else scale * out
     return x + out if residual else out
@@ -288,7 +293,7 @@ class _NormQKV(torch.autograd.Function):
         )
 
 
-class _Project(torch.autograd.Function):
+class ProjectWindows(torch.autograd.Function):
     """`proj` of the windows (w, h, n, d) of all regions, joined to tokens (B, N, C).
 
     Before they are joined, so that fused attention and this save one copy of the windows.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmvit_backbones.layers.folding import fold_batch_norms
 from mmvit_backbones.layers.norm import build_norm
-from mmvit_backbones.layers.tokens import pad_to_multiple
+from mmvit_backbones.layers.tokens import as_contiguous, pad_to_multiple
 from mmvit_backbones.registry import MODELS
 
 PYRAMID_STRIDES = (4, 8, 16, 32)
@@ -82,13 +82,13 @@ class DeconvPoolPyramid(BaseModule):
         """
         if len(maps) != len(self.out_strides):
             raise ValueError(f'maps must be {len(self.out_strides)}, got {len(maps)}')
-        fine = () if self.fpn1 is None else (self.fpn1(maps[0]),)
+        fine = () if self.fpn1 is None else (as_contiguous(self.fpn1(maps[0])),)
         *_, eighth, sixteenth, last = maps
         return (
-            *fine,
-            self.fpn2(eighth),
-            self._pool(sixteenth, 16),
-            self._pool(last, 32),
+            *fine,  # copied before the next is computed, so that two large maps are the peak
+            as_contiguous(self.fpn2(eighth)),
+            as_contiguous(self._pool(sixteenth, 16)),
+            as_contiguous(self._pool(last, 32)),
         )
 
     def _pool(self, x: Tensor, stride: int) -> Tensor:

@@ -17,6 +17,7 @@ from mmvit_backbones.backbones.xcit import XCiTArch, XCiTBlock
 from mmvit_backbones.kernels.dispatch import Choice, Dispatcher
 from mmvit_backbones.layers.conv_stem import ConvStem
 from mmvit_backbones.layers.seam import use_dispatcher
+from mmvit_backbones.layers.subsampled_attention import SubsampledAttention
 from mmvit_backbones.layers.window_attention import WindowAttention
 from tests.utils import count_saved, max_error, randomize
 
@@ -26,6 +27,11 @@ Function = Callable[[Tensor], Tensor]
 def twins_block(dims: int = 12, window_size: int = 3, mlp_ratio: int = 2) -> TwinsSVTBlock:
     attn = WindowAttention(dims, 2, 4, window_size)
     return TwinsSVTBlock(dims, attn, mlp_ratio, 1e-6, 0.0, 0.0)
+
+
+def subsampled_block(ratio: int = 2, dims: int = 12, **kwargs: Any) -> TwinsSVTBlock:
+    attn = SubsampledAttention(dims, 2, 4, ratio, **kwargs)
+    return TwinsSVTBlock(dims, attn, 2, 1e-6, 0.0, 0.0)
 
 
 def xcit_block(dims: int = 24, variant: str = 'paper', norm: str = 'BN', **rates: Any) -> XCiTBlock:
@@ -123,6 +129,23 @@ PRECISIONS = pytest.mark.parametrize(
 def test_windows(size: tuple[int, int], dtype: torch.dtype, autocast: torch.dtype | None) -> None:
     branch = randomize(Branch(twins_block(), 'attend', size)).to(dtype)
     check(branch, torch.randn(2, size[0] * size[1], 12, dtype=dtype), 'windows', autocast)
+
+
+@PRECISIONS
+@pytest.mark.parametrize('size', [(6, 4), (5, 9), (1, 3)])
+@pytest.mark.parametrize(
+    ('ratio', 'fused_reduction'), [(1, False), (2, False), (2, True)], ids=['1', '2', 'fused']
+)
+def test_subsampled(
+    ratio: int,
+    fused_reduction: bool,
+    size: tuple[int, int],
+    dtype: torch.dtype,
+    autocast: torch.dtype | None,
+) -> None:
+    branch = Branch(subsampled_block(ratio, fused_reduction=fused_reduction), 'attend', size)
+    x = torch.randn(2, size[0] * size[1], 12, dtype=dtype)
+    check(randomize(branch).to(dtype), x, 'subsampled', autocast)
 
 
 @PRECISIONS
@@ -249,6 +272,7 @@ def test_running_statistics(training: bool) -> None:
 
 BRANCHES = {
     'windows': lambda: Branch(twins_block(), 'attend', (30, 70)),
+    'subsampled': lambda: Branch(subsampled_block(), 'attend', (30, 70)),
     'norm_mlp': lambda: Branch(twins_block(), 'feed_forward'),
     'gram_attention': lambda: Branch(xcit_block(12), 'attend'),
     'direct_attention': lambda: Branch(xcit_block(12), 'attend'),
