@@ -25,6 +25,7 @@ from torch.utils.benchmark import timer  # waits for the device
 
 from benchmarks import forms, peers
 from mmvit_backbones.complexity import count_multiply_adds
+from mmvit_backbones.kernels import operators
 
 WARM_UP = 2  # passes that do not count
 MIN_TURNS = 3
@@ -75,7 +76,7 @@ class Row(Setting):
         turns: Passes that were timed.
         mebibytes: The most memory that a pass holds beyond what the process held before it; None
             where it cannot be measured.
-        peak_share: Share of the rate of PyTorch's own matrix product, by ours' multiply-adds; in
+        peak_share: Share of the rate of the faster matrix product, by ours' multiply-adds; in
             training three times those of the forward pass are counted.
     """
 
@@ -246,7 +247,9 @@ def _read_status(key: str) -> int:
 
 
 def matmul_rates(device: torch.device, size: int | None = None) -> dict[str, float]:
-    """Return multiply-adds a second of a square matrix product by precision, medians of 9.
+    """Return multiply-adds a second of a square matrix product by precision.
+
+    The faster library's, PyTorch's own or the one that `operators.mm` calls; medians of 9.
 
     Args:
         device: Where.
@@ -256,10 +259,13 @@ def matmul_rates(device: torch.device, size: int | None = None) -> dict[str, flo
     rates = {}
     for precision, dtype in ((forms.FP32, torch.float32), (forms.HALF, torch.bfloat16)):
         a = torch.randn(size, size, device=device).to(dtype)
-        spent = []
-        for _ in range(10):
-            started = timer()
-            a @ a
-            spent.append(timer() - started)
-        rates[precision] = size**3 / median(spent[1:])
+        middle = []
+        for multiply in (torch.mm, operators.mm):
+            spent = []
+            for _ in range(10):
+                started = timer()
+                multiply(a, a)
+                spent.append(timer() - started)
+            middle.append(median(spent[1:]))
+        rates[precision] = size**3 / min(middle)
     return rates
