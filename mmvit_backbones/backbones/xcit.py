@@ -355,9 +355,10 @@ class XCiT(Backbone):
         for i, block in enumerate(self.blocks):
             x = self._run_block(block, x, size)
             if i in self.out_indices:
-                maps.append(to_map(x, size))
+                feature_map = to_map(x, size)
+                maps.append(as_contiguous(feature_map) if self.pyramid is None else feature_map)
         if self.pyramid is None:
-            return tuple(map(as_contiguous, maps))
+            return tuple(maps)
         # Tokens cover whole patches, so finer maps can reach over the image's border.
         return tuple(
             crop(feature_map, (ceil_div(height, stride), ceil_div(width, stride)))

@@ -40,8 +40,10 @@ def test_equals_timm_where_windows_tile_the_maps(arch: str) -> None:
         assert max_error(ours, theirs) <= 1e-9
 
 
-@pytest.mark.parametrize('arch', ['small', 'base', 'large'])
-@pytest.mark.parametrize('size', [(96, 160), (192, 288)])
+@pytest.mark.parametrize(
+    ('arch', 'size'),
+    [('small', (96, 160)), ('small', (192, 288)), ('base', (96, 160)), ('large', (96, 160))],
+)
 def test_zero_padding_equals_timm(arch: str, size: tuple[int, int]) -> None:
     reference = randomize(timm.create_model(f'twins_svt_{arch}')).double().eval()
     model = TwinsSVT(arch, out_norm=False, window_padding='zero').double().eval()

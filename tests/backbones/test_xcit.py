@@ -51,8 +51,8 @@ def test_equals_timm(name: str, patch_size: int) -> None:
     model.load_state_dict(backbone_weights, strict=True)
     neck = ClassAttentionPooling(**arch.class_attention).double().eval()
     neck.load_state_dict(neck_weights, strict=True)
-    for size in [(224, 224), (64, 160)]:
-        x = torch.randn(1, 3, *size, dtype=torch.float64)
+    for rows, columns in [(14, 14), (4, 10)]:
+        x = torch.randn(1, 3, rows * patch_size, columns * patch_size, dtype=torch.float64)
         with torch.no_grad():
             tokens, expected = reference.forward_intermediates(x)
             maps = model(x)
