@@ -31,6 +31,8 @@ def refusal(
     mode: str, x: Tensor, norm: nn.LayerNorm, layer: SubsampledAttention, size: Size
 ) -> str | None:
     """Return why the kernel does not serve a branch; None if it does."""
+    if x.device.type != 'cpu':
+        return 'no gain has been measured on this device'
     subsampling = _subsampling(layer)
     kind = nn.Conv2d if layer.sr is not None or layer.fused_reduction else nn.Linear
     return (
