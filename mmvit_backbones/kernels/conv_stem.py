@@ -38,11 +38,11 @@ def run(mode: str, stem: ConvStem, x: Tensor) -> tuple[Tensor, Size]:
     x = x.contiguous(memory_format=torch.channels_last)
     pairs = [layer for layer in stem.proj if isinstance(layer, nn.Sequential)]
     for i, (conv, norm) in enumerate(pairs):
-        x = conv_norm(mode, x, conv, norm, activate=i < len(pairs) - 1)
+        x = _conv_norm(mode, x, conv, norm, activate=i < len(pairs) - 1)
     return to_tokens(x), (x.shape[2], x.shape[3])
 
 
-def conv_norm(
+def _conv_norm(
     mode: str, x: Tensor, conv: nn.Module, norm: nn.Module | None, activate: bool
 ) -> Tensor:
     """Convolve, normalize and optionally activate a feature map (B, C, H, W)."""

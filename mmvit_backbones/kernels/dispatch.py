@@ -99,17 +99,26 @@ BRANCH_KERNELS: dict[type[nn.Module], tuple[Kernel, ...]] = {
         Kernel('direct_attention', EAGER, direct_attention.run, direct_attention.refusal),
     ),
     LocalPatchInteraction: (
-        Kernel('local_interaction', EAGER, local_interaction.run, local_interaction.refusal),
+        Kernel(
+            'local_interaction',
+            frozenset((TRAINING,)),
+            local_interaction.run,
+            local_interaction.refusal,
+        ),
     ),
     MLP: (Kernel('norm_mlp', ALL_BUT_EXPORT, norm_mlp.run, norm_mlp.refusal),),
-    SubsampledAttention: (Kernel('subsampled', EAGER, subsampled.run, subsampled.refusal),),
+    SubsampledAttention: (
+        Kernel('subsampled', frozenset((TRAINING,)), subsampled.run, subsampled.refusal),
+    ),
     WindowAttention: (Kernel('windows', ALL_BUT_EXPORT, windows.run, windows.refusal),),
 }
 # By the replaceable function. The functions are
 #     refusal(mode, *arguments) -> str | None
 #     run(mode, *arguments) -> Any, what the function returns
 FUNCTION_KERNELS: dict[Callable[..., Any], Kernel] = {
-    ConvStem.forward: Kernel('conv_stem', ALL_BUT_EXPORT, conv_stem.run, conv_stem.refusal),
+    ConvStem.forward: Kernel(
+        'conv_stem', frozenset((INFERENCE, COMPILE)), conv_stem.run, conv_stem.refusal
+    ),
     attention: Kernel('fused_attention', ALL_MODES, fused_attention.run, fused_attention.refusal),
     pad_to_multiple: Kernel('pad', ALL_BUT_EXPORT, padding.run_pad, padding.pad_refusal),
     crop: Kernel('crop', ALL_BUT_EXPORT, padding.run_crop, padding.crop_refusal),

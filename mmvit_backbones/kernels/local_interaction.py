@@ -1,9 +1,9 @@
-"""XCiT's local patch interaction, LPI, in fewer passes over the feature map.
+"""XCiT's local patch interaction, LPI, with less memory in training.
 
-LayerScale is folded into the second convolution. Without gradients, the GELU runs inside the first,
-where oneDNN computes it. With gradients, and in the paper's order, the branch saves two maps for
-backward instead of six: its input and the output of the first convolution. The backward pass
-recomputes what pointwise operations make of them.
+In the paper's order, the branch saves two maps for backward instead of six: its input and the
+output of the first convolution. The backward pass recomputes what pointwise operations make of
+them.
+LayerScale is folded into the second convolution.
 
 Legend: B batch, C channels, H x W = N tokens.
 """
@@ -18,9 +18,7 @@ from torch import Tensor, nn
 
 from mmvit_backbones.kernels import operators
 from mmvit_backbones.kernels.autograd import compute_dtype, refuse_second_derivative
-from mmvit_backbones.kernels.conv_stem import conv_norm
 from mmvit_backbones.kernels.expected import why_other_class
-from mmvit_backbones.kernels.modes import INFERENCE
 from mmvit_backbones.layers.folding import scaled_parameters
 from mmvit_backbones.layers.local_patch_interaction import LocalPatchInteraction
 from mmvit_backbones.layers.precision import without_autocast
@@ -33,14 +31,12 @@ def refusal(
     """Return why the kernel does not serve a branch; None if it does."""
     if reason := why_other_class(nn.Conv2d, layer.conv1, layer.conv2):
         return reason
-    if mode == INFERENCE:
-        return None
     if x.numel() == 0:
         return 'there are no images, for which the backward pass of BatchNorm ends the process'
     if reason := why_other_class(nn.BatchNorm2d, layer.bn):
         return reason
     if layer.norm_first:
-        return 'in training it serves the order of the paper only'
+        return 'it serves the order of the paper only'
     if layer.bn.momentum is None or layer.bn.running_mean is None:
         return 'the BatchNorm has no running mean of a fixed momentum'
     if any(isinstance(c.padding, str) or c.padding_mode != 'zeros' for c in _convolutions(layer)):
@@ -60,32 +56,24 @@ def run(
     """Compute `scale * layer(norm(x), size)` of tokens (B, N, C), plus `x` if `residual`."""
     conv1, conv2 = _convolutions(layer)
     weight, bias = (conv2.weight, conv2.bias) if scale is None else scaled_parameters(conv2, scale)
-    if mode != INFERENCE:
-        return _LocalInteraction.apply(
-            x,
-            size,
-            norm,
-            norm.weight,
-            norm.bias,
-            conv1,
-            conv1.weight,
-            conv1.bias,
-            layer.bn,
-            layer.bn.weight,
-            layer.bn.bias,
-            conv2,
-            weight,
-            bias,
-            compute_dtype(x),
-            residual,
-        )
-    hidden = to_map(norm(x), size)
-    if layer.norm_first:
-        hidden = conv_norm(mode, hidden, conv1, layer.bn, activate=True)
-    else:
-        hidden = layer.bn(conv_norm(mode, hidden, conv1, None, activate=True))
-    out = to_tokens(conv2._conv_forward(hidden, weight, bias))
-    return x + out if residual else out
+    return _LocalInteraction.apply(
+        x,
+        size,
+        norm,
+        norm.weight,
+        norm.bias,
+        conv1,
+        conv1.weight,
+        conv1.bias,
+        layer.bn,
+        layer.bn.weight,
+        layer.bn.bias,
+        conv2,
+        weight,
+        bias,
+        compute_dtype(x),
+        residual,
+    )
 
 
 def _convolutions(layer: LocalPatchInteraction) -> tuple[nn.Conv2d, nn.Conv2d]:

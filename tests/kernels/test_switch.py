@@ -113,7 +113,7 @@ def test_explain_without_kernels(capsys: pytest.CaptureFixture[str]) -> None:
     assert 'kernels are off' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('kernel', ['gram_attention', 'local_interaction', 'norm_mlp', 'conv_stem'])
+@pytest.mark.parametrize('kernel', ['gram_attention', 'norm_mlp', 'conv_stem'])
 def test_a_disabled_kernel_does_not_run(kernel: str) -> None:
     model = SMALL['xcit']().eval()
     x = torch.randn(1, 3, 128, 128)
