@@ -88,7 +88,7 @@ def test_kernels() -> None:
 
 def test_serving_kernels() -> None:
     serving = forms.serving_kernels(NETWORK, 'eager', 'forward', IMAGES)
-    assert serving == {'norm_mlp', 'conv_stem'}
+    assert serving == {'norm_mlp', 'conv_stem', 'direct_attention'}
     assert not forms.serving_kernels(NETWORK, 'reference', 'forward', IMAGES)
 
 

@@ -50,7 +50,7 @@ def test_ablate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Contenders whose time is known: each kernel and the remedy save what they are said to."""
-    saves = {'norm_mlp': 4.0, 'conv_stem': 2.0, 'local_interaction': 1.0}
+    saves = {'norm_mlp': 4.0, 'conv_stem': 2.0, 'direct_attention': 1.0}
 
     def known(setting: Setting, contenders: list[Contender], *_: object) -> list[Row]:
         rows = []
@@ -85,7 +85,7 @@ def test_ablate(
     assert [(c[0], c[5], c[6], c[7]) for c in cells] == [
         ('all kernels', '+35.0%', '', ''),
         ('conv_stem', '+10.0%', '+13.3%', ''),
-        ('local_interaction', '+5.0%', '+7.1%', ''),
+        ('direct_attention', '+5.0%', '+7.1%', ''),
         ('norm_mlp', '+20.0%', '+23.5%', ''),
         ('malloc', '+50.0%', '+76.9%', ''),
     ]
