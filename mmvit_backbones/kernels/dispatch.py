@@ -107,9 +107,7 @@ BRANCH_KERNELS: dict[type[nn.Module], tuple[Kernel, ...]] = {
         ),
     ),
     MLP: (Kernel('norm_mlp', ALL_BUT_EXPORT, norm_mlp.run, norm_mlp.refusal),),
-    SubsampledAttention: (
-        Kernel('subsampled', frozenset((TRAINING,)), subsampled.run, subsampled.refusal),
-    ),
+    SubsampledAttention: (Kernel('subsampled', EAGER, subsampled.run, subsampled.refusal),),
     WindowAttention: (Kernel('windows', ALL_BUT_EXPORT, windows.run, windows.refusal),),
 }
 # By the replaceable function. The functions are

@@ -81,18 +81,21 @@ def run(
     return out
 
 
-def chunk_sizes(rows: Tensor, bytes_per_row: int) -> list[int]:
+def chunk_sizes(rows: Tensor, hidden_dims: int, dtype: torch.dtype) -> list[int]:
     """Split rows into chunks of about equal size: small ones on a CPU, a single one elsewhere.
 
     Args:
         rows: Tokens (R, C).
-        bytes_per_row: Memory of the hidden activation of one row.
+        hidden_dims: Channels of the hidden activation.
+        dtype: Its dtype.
 
     Returns:
         Number of rows of each chunk.
     """
-    chunk_bytes = ONEDNN_CHUNK_BYTES if operators.multiplies_by_onednn(rows) else CHUNK_BYTES
-    count = -(-len(rows) * bytes_per_row // chunk_bytes) if rows.device.type == 'cpu' else 1
+    by_onednn = operators.multiplies_by_onednn(rows) and dtype == rows.dtype
+    chunk_bytes = ONEDNN_CHUNK_BYTES if by_onednn else CHUNK_BYTES
+    num_bytes = len(rows) * hidden_dims * dtype.itemsize
+    count = -(-num_bytes // chunk_bytes) if rows.device.type == 'cpu' else 1
     count = max(min(count, len(rows)), 1)
     return [len(rows) // count + (i < len(rows) % count) for i in range(count)]
 
@@ -136,7 +139,7 @@ def _forward(
     rows = x.flatten(0, -2)  # (R, C)
     # A fresh tensor, not a view of a matrix, so that the caller may add to it in place.
     out = x.new_empty(x.shape, dtype=x.dtype if residual else dtype)
-    sizes = chunk_sizes(rows, len(weight1) * dtype.itemsize)
+    sizes = chunk_sizes(rows, len(weight1), dtype)
     by_onednn = operators.multiplies_by_onednn(x) and dtype == x.dtype
     # Where MKL multiplies, GELU on a chunk in the cache is as fast as in the product.
     fuses_gelu = not save_hidden and (
@@ -194,7 +197,7 @@ def _backward(
     grad_weight1 = grad_bias1 = grad_weight2 = None
     grad_bias2 = grad_rows.sum(0, dtype=weight2.dtype) if need_bias2 else None
     weight1, bias1, weight2 = weight1.to(dtype), bias1.to(dtype), weight2.to(dtype)
-    sizes = chunk_sizes(rows, len(weight1) * dtype.itemsize)
+    sizes = chunk_sizes(rows, len(weight1), dtype)
     buffers = _scratch.borrow((2, max(sizes), len(weight1)), dtype, x)
     normed, mean, rstd = operators.layer_norm(rows, norm_weight, norm_bias, eps)
     grad_normed = torch.empty_like(rows, dtype=dtype)

@@ -84,6 +84,11 @@ class Tiling:
         """Tile a grid by a single window."""
         return cls(height, width, (Region(0, 0, height, width, height, width),))
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether a single window tiles the grid."""
+        return self.regions[0].window_tokens == self.height * self.width
+
     def view_windows(self, tokens: Tensor) -> list[Tensor]:
         """View tokens (B, N, C) as the windows of each region.
 
@@ -123,7 +128,9 @@ class Tiling:
         return [(q, k, v) for q, k, v in parts]
 
     def gather(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
-        """Copy tokens (B, N, C) into rows (R, C), window by window."""
+        """Return tokens (B, N, C) as rows (R, C), window by window."""
+        if self.is_whole:
+            return tokens.flatten(0, 1).to(dtype)
         rows = tokens.new_empty(tokens.shape[:2].numel(), tokens.shape[2], dtype=dtype)
         for target, source in zip(self.split(rows), self.view_windows(tokens), strict=True):
             target.view(source.shape).copy_(source)
@@ -309,9 +316,12 @@ class ProjectWindows(torch.autograd.Function):
         num_windows, _, window_tokens, _ = windows[0].shape
         batch = num_windows * window_tokens // tiling.regions[0].num_tokens
         shape = batch, tiling.height * tiling.width, len(weight)
-        tokens = windows[0].new_empty(shape, dtype=dtype)
         bias = None if bias is None else bias.to(dtype)
-        with without_autocast(tokens.device):
+        with without_autocast(weight.device):
+            if tiling.is_whole:
+                rows = _to_rows(windows[0], dtype)
+                return operators.linear(rows, weight.to(dtype), bias).view(shape)
+            tokens = windows[0].new_empty(shape, dtype=dtype)
             for target, part in zip(tiling.view_windows(tokens), windows, strict=True):
                 projected = operators.linear(_to_rows(part, dtype), weight.to(dtype), bias)
                 target.copy_(projected.view(target.shape))
