@@ -10,11 +10,21 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmvit_backbones.layers.cross_covariance_attention import MIN_LENGTH
+from mmvit_backbones.kernels.expected import why_no_bias, why_other_class
+from mmvit_backbones.layers.cross_covariance_attention import MIN_LENGTH, CrossCovarianceAttention
 
 MIN_SQUARED_LENGTH = MIN_LENGTH**2
+
+
+def why_other_layers(layer: CrossCovarianceAttention) -> str | None:
+    """Return a message about an inner layer that the kernels do not know; None if there is none."""
+    return (
+        why_other_class(nn.Linear, layer.qkv, layer.proj)
+        or why_other_class(nn.Dropout, layer.attn_drop, layer.drop)
+        or why_no_bias(layer.proj)
+    )
 
 
 class Weighed(NamedTuple):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmvit_backbones.kernels.autograd import compute_dtype
-from mmvit_backbones.kernels.expected import why_other_class
+from mmvit_backbones.kernels.expected import why_other_class, why_other_padding
 from mmvit_backbones.kernels.modes import INFERENCE
 from mmvit_backbones.kernels.operators import HAS_CONV_GELU, conv_gelu, runs_on_onednn
 from mmvit_backbones.layers.conv_stem import ConvStem
@@ -60,8 +60,7 @@ def _conv_norm(
         and activate
         and norm is None
         and HAS_CONV_GELU
-        and conv.padding_mode == 'zeros'
-        and not isinstance(conv.padding, str)
+        and not why_other_padding(conv)
         and runs_on_onednn(x.device, dtype)
     )
     if fuses_gelu:

@@ -19,8 +19,13 @@ from torch import Tensor, nn
 
 from mmvit_backbones.kernels import operators
 from mmvit_backbones.kernels.autograd import compute_dtype, refuse_second_derivative
-from mmvit_backbones.kernels.channel_weights import Weighed, weigh, weigh_backward
-from mmvit_backbones.kernels.expected import drops, why_no_bias, why_other_class
+from mmvit_backbones.kernels.channel_weights import (
+    Weighed,
+    weigh,
+    weigh_backward,
+    why_other_layers,
+)
+from mmvit_backbones.kernels.expected import drops
 from mmvit_backbones.layers.cross_covariance_attention import CrossCovarianceAttention
 from mmvit_backbones.layers.folding import scaled_parameters
 from mmvit_backbones.layers.precision import without_autocast
@@ -33,11 +38,7 @@ def refusal(
     mode: str, x: Tensor, norm: nn.LayerNorm, layer: CrossCovarianceAttention
 ) -> str | None:
     """Return why the kernel does not serve a branch; None if it does."""
-    if reason := (
-        why_other_class(nn.Linear, layer.qkv, layer.proj)
-        or why_other_class(nn.Dropout, layer.attn_drop, layer.drop)
-        or why_no_bias(layer.proj)
-    ):
+    if reason := why_other_layers(layer):
         return reason
     if drops(layer.attn_drop, layer.drop):
         return 'dropout is active'

@@ -24,3 +24,10 @@ def drops(*dropouts: nn.Dropout) -> bool:
 def why_no_bias(*layers: nn.Linear) -> str | None:
     """Return a message if a linear layer has no bias; None if all have one."""
     return 'a linear layer has no bias' if any(layer.bias is None for layer in layers) else None
+
+
+def why_other_padding(*layers: nn.Conv2d) -> str | None:
+    """Return a message if a convolution does not pad by a number of zeros; None if all do."""
+    if any(isinstance(conv.padding, str) or conv.padding_mode != 'zeros' for conv in layers):
+        return 'a convolution does not pad by a number of zeros'
+    return None

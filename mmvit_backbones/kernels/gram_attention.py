@@ -35,8 +35,13 @@ from torch import Tensor, nn
 
 from mmvit_backbones.kernels import modes, operators
 from mmvit_backbones.kernels.autograd import compute_dtype, refuse_second_derivative
-from mmvit_backbones.kernels.channel_weights import Weighed, weigh, weigh_backward
-from mmvit_backbones.kernels.expected import drops, why_no_bias, why_other_class
+from mmvit_backbones.kernels.channel_weights import (
+    Weighed,
+    weigh,
+    weigh_backward,
+    why_other_layers,
+)
+from mmvit_backbones.kernels.expected import drops
 from mmvit_backbones.kernels.modes import COMPILE, EXPORT, is_static, typical_size
 from mmvit_backbones.layers.cross_covariance_attention import CrossCovarianceAttention
 from mmvit_backbones.layers.folding import scaled_parameters
@@ -57,11 +62,7 @@ def refusal(
 
     It compares multiply-adds: per token, and per image for the products of (C, C) matrices.
     """
-    if reason := (
-        why_other_class(nn.Linear, layer.qkv, layer.proj)
-        or why_other_class(nn.Dropout, layer.attn_drop, layer.drop)
-        or why_no_bias(layer.proj)
-    ):
+    if reason := why_other_layers(layer):
         return reason
     num_tokens: int | None
     num_tokens, dims = x.shape[1:]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mmvit_backbones.kernels import operators
 from mmvit_backbones.kernels.autograd import compute_dtype, refuse_second_derivative
-from mmvit_backbones.kernels.expected import why_other_class
+from mmvit_backbones.kernels.expected import why_other_class, why_other_padding
 from mmvit_backbones.layers.folding import scaled_parameters
 from mmvit_backbones.layers.local_patch_interaction import LocalPatchInteraction
 from mmvit_backbones.layers.precision import without_autocast
@@ -39,9 +39,7 @@ def refusal(
         return 'it serves the order of the paper only'
     if layer.bn.momentum is None or layer.bn.running_mean is None:
         return 'the BatchNorm has no running mean of a fixed momentum'
-    if any(isinstance(c.padding, str) or c.padding_mode != 'zeros' for c in _convolutions(layer)):
-        return 'a convolution does not pad by a number of zeros'
-    return None
+    return why_other_padding(*_convolutions(layer))
 
 
 def run(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mmvit_backbones.kernels import operators
 from mmvit_backbones.kernels.autograd import compute_dtype, refuse_second_derivative
-from mmvit_backbones.kernels.expected import why_other_class
+from mmvit_backbones.kernels.expected import why_other_class, why_other_padding
 from mmvit_backbones.kernels.windows import ProjectWindows, Tiling
 from mmvit_backbones.layers.attention import attention
 from mmvit_backbones.layers.precision import without_autocast
@@ -39,6 +39,7 @@ def refusal(
         why_other_class(nn.Linear, layer.q, layer.proj)
         or why_other_class(kind, subsampling)
         or why_other_class(nn.Dropout, layer.attn_drop)
+        or (why_other_padding(subsampling) if isinstance(subsampling, nn.Conv2d) else None)
     )
 
 
@@ -63,6 +64,7 @@ def run(
         subsampling.weight,
         subsampling.bias,
         subsampling,
+        layer.sr_ratio,
         layer.num_heads,
         size,
     )
@@ -96,10 +98,11 @@ class _NormProject(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         subsampling: nn.Conv2d | nn.Linear,
+        ratio: int,
         num_heads: int,
         size: Size,
     ) -> tuple[Tensor, Tensor]:
-        ctx.eps, ctx.subsampling, ctx.size = eps, subsampling, size
+        ctx.eps, ctx.subsampling, ctx.ratio, ctx.size = eps, subsampling, ratio, size
         ctx.dtype = dtype = compute_dtype(x)
         ctx.has_bias = q_bias is not None, bias is not None
         ctx.save_for_backward(x, norm_weight, norm_bias, q_weight, weight)
@@ -109,7 +112,7 @@ class _NormProject(torch.autograd.Function):
             rows = normed.flatten(0, 1)
             q = operators.linear(rows, q_weight.to(dtype), q_bias)
             if isinstance(subsampling, nn.Conv2d):
-                feature_map = _padded(normed, size, subsampling)
+                feature_map = pad_to_multiple(to_map(normed, size), ratio)
                 feature_map = subsampling._conv_forward(feature_map, weight.to(dtype), bias)
                 ctx.out_size = feature_map.shape[2:]
                 out = to_tokens(feature_map)
@@ -132,7 +135,7 @@ class _NormProject(torch.autograd.Function):
             )
             grad_normed = grad_normed.view(x.shape)
             if isinstance(ctx.subsampling, nn.Conv2d):
-                feature_map = _padded(normed, ctx.size, ctx.subsampling)
+                feature_map = pad_to_multiple(to_map(normed, ctx.size), ctx.ratio)
                 grad_map, grad_weight, grad_bias = operators.convolution_backward(
                     to_map(grad_out, ctx.out_size), feature_map, weight, has_bias, ctx.subsampling
                 )
@@ -158,12 +161,8 @@ class _NormProject(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
-
-
-def _padded(tokens: Tensor, size: Size, conv: nn.Conv2d) -> Tensor:
-    """Return tokens (B, N, C) as a feature map with sides that are multiples of the stride."""
-    return pad_to_multiple(to_map(tokens, size), conv.stride[0])
 
 
 def _linear_backward(

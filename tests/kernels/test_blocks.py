@@ -148,6 +148,13 @@ def test_subsampled(
     check(randomize(branch).to(dtype), x, 'subsampled', autocast)
 
 
+def test_subsampled_refuses_other_padding() -> None:
+    block = subsampled_block()
+    block.attn.sr = nn.Conv2d(12, 12, 3, 2, 1, padding_mode='reflect')
+    x = torch.randn(1, 24, 12)
+    assert 'subsampled' not in kernels_of(lambda: block.attend(x, (6, 4)))
+
+
 @PRECISIONS
 @pytest.mark.parametrize('num_tokens', [1, 30])
 @pytest.mark.parametrize('make', [twins_block, xcit_block])
