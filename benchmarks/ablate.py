@@ -86,15 +86,18 @@ def format_gains(found: list[Gain]) -> str:
         pairs = [pair for pair in (gain.alone, gain.last) if pair]
         row = pairs[0][0]
         noise = max(row.iqr / row.seconds for pair in pairs for row in pair)
-        saved = [_saved(p, name) for name in ('seconds', 'mebibytes') for p in gain[2:]]
+        saved = [_saved(p and find(*p)) for find in (_seconds, Row.memory_beside) for p in gain[2:]]
         setting = row.network, report.images(row), row.run, gain.form
         lines.append([gain.item, *setting, *saved, f'{noise:.1%}'])
     return report.table(titles, lines)
 
 
-def _saved(pair: Any, field: str) -> str:
-    before, after = (getattr(row, field) for row in pair) if pair else (None, None)
-    return f'{1 - after / before:+.1%}' if before and after is not None else ''
+def _seconds(before: Row, after: Row) -> tuple[float, float]:
+    return before.seconds, after.seconds
+
+
+def _saved(pair: tuple[float, float] | None) -> str:
+    return f'{1 - pair[1] / pair[0]:+.1%}' if pair else ''
 
 
 def parse_args() -> argparse.Namespace:

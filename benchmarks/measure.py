@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import json
 import os
 import re
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass
+from itertools import accumulate
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,6 +24,7 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import timer  # waits for the device
 
 from benchmarks import forms, peers
@@ -76,6 +80,8 @@ class Row(Setting):
         turns: Passes that were timed.
         mebibytes: The most memory that a pass holds beyond what the process held before it; None
             where it cannot be measured.
+        allocated: The same in MiB of what PyTorch allocates, which unlike the resident memory of a
+            CPU's process is the same each time; None for exported forms.
         peak_share: Share of the rate of the faster matrix product, by ours' multiply-adds; in
             training three times those of the forward pass are counted.
     """
@@ -88,7 +94,16 @@ class Row(Setting):
     fastest: float
     turns: int
     mebibytes: float | None
+    allocated: float | None
     peak_share: float
+
+    def memory_beside(self, other: Row) -> tuple[float, float] | None:
+        """Return both rows' memory in the better measure that both have; None if there is none."""
+        for name in ('allocated', 'mebibytes'):
+            pair = getattr(self, name), getattr(other, name)
+            if None not in pair:
+                return pair
+        return None
 
 
 def measure(
@@ -109,12 +124,12 @@ def measure(
     """
     with ExitStack() as stack:
         passes: dict[Contender, _Process] = {}
-        memory: dict[Contender, float | None] = {}
+        memory: dict[Contender, Memory] = {}
         for contender in contenders:
             try:
                 process = _Process(setting, contender, device)
                 stack.callback(process.close)
-                memory[contender] = process.receive()
+                memory[contender] = Memory(*process.receive())
                 passes[contender] = process
             except (RuntimeError, OSError) as error:
                 print(f'{" ".join(contender)} is left out: {error}', flush=True)
@@ -132,10 +147,17 @@ def measure(
         low, middle, high = quantiles(spent, n=4)
         precision = forms.precision(contender.form)
         share = work / middle / peak_rates[precision]
-        found = (precision, middle, high - low, min(spent), turns, memory[contender], share)
+        found = (precision, middle, high - low, min(spent), turns, *memory[contender], share)
         values: tuple[Any, ...] = (*astuple(setting), *contender, *found)
         rows.append(Row(*values))
     return rows
+
+
+class Memory(NamedTuple):
+    """Fields of a `Row`."""
+
+    mebibytes: float | None
+    allocated: float | None
 
 
 class _Process:
@@ -157,7 +179,7 @@ class _Process:
             self._process.start()
         other_end.close()
 
-    def receive(self) -> float | None:
+    def receive(self) -> Any:
         """Return what the process sends.
 
         Raises:
@@ -175,9 +197,7 @@ class _Process:
     def time(self) -> float:
         """Make a pass; return its seconds."""
         self._pipe.send(True)
-        seconds = self.receive()
-        assert seconds is not None
-        return seconds
+        return self.receive()
 
     def close(self) -> None:
         self._pipe.close()  # the process reads the end of it, and returns
@@ -194,7 +214,7 @@ def _serve(
         run_pass = forms.build_pass(setting.network, *contender, setting.run, images)
         for _ in range(WARM_UP):
             run_pass()
-        pipe.send(_peak_memory(run_pass, device))
+        pipe.send(tuple(_peak_memory(run_pass, device, contender.form)))
         while pipe.recv():
             started = timer()
             run_pass()
@@ -205,19 +225,24 @@ def _serve(
         pipe.send(f'{type(error).__name__}: {error}')
 
 
-def _peak_memory(run_pass: Callable[[], object], device: torch.device) -> float | None:
-    """Return the most memory in MiB that a pass holds beyond what was held before it.
-
-    On a CPU this is the resident size of the process, whose high-water mark Linux lets a process
-    reset; None elsewhere.
-    """
+def _peak_memory(run_pass: Callable[[], object], device: torch.device, form: str) -> Memory:
     gc.collect()
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         run_pass()
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+        most = (torch.cuda.max_memory_allocated(device) - before) / 2**20
+        return Memory(most, most)
+    is_exported = forms.parse_form(form) & {*forms.EXPORTED}
+    return Memory(peak_resident(run_pass), None if is_exported else peak_allocated(run_pass))
+
+
+def peak_resident(run_pass: Callable[[], object]) -> float | None:
+    """Return by how many MiB a pass raises the resident size of this process at most.
+
+    Linux lets a process reset the high-water mark; None elsewhere.
+    """
     try:
         _release_free_memory()
         Path('/proc/self/clear_refs').write_text('5')
@@ -226,6 +251,19 @@ def _peak_memory(run_pass: Callable[[], object], device: torch.device) -> float 
         return (_read_status('VmHWM') - before_kib) / 2**10
     except OSError:
         return None
+
+
+def peak_allocated(run_pass: Callable[[], object]) -> float:
+    """Return how many MiB a pass allocates at most, by the allocations that the profiler sees."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run_pass()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / 'trace.json'
+        profiler.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())['traceEvents']
+    changes = [(e['ts'], e['args']['Bytes']) for e in events if e['name'] == '[memory]']
+    sums = accumulate(size for _, size in sorted(changes, key=lambda change: change[0]))
+    return max(sums, default=0) / 2**20
 
 
 def _release_free_memory() -> None:

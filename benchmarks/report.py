@@ -58,25 +58,33 @@ def results_path(machine: str, suffix: str = '.csv') -> Path:
 
 
 def write_csv(rows: Sequence[Row], path: Path, machine: str) -> None:
-    """Add rows to a CSV file, a column a field of `Row`, with date, machine and versions."""
+    """Add rows to a CSV file, a column a field of `Row`, with date, machine and versions.
+
+    Raises:
+        ValueError: If the file is there and has other columns.
+    """
     extra = dict(date=str(date.today()), machine=machine, versions=versions())
+    columns = [*(field.name for field in fields(Row)), *extra]
     path.parent.mkdir(parents=True, exist_ok=True)
-    is_new = not path.exists()
-    with path.open('a', newline='') as file:
-        writer = csv.DictWriter(file, [*(field.name for field in fields(Row)), *extra])
-        if is_new:
+    with path.open('a+', newline='') as file:
+        file.seek(0)
+        found = next(csv.reader(file), None)
+        if found not in (None, columns):
+            raise ValueError(f'{path} has other columns, {found}; give another file by --out')
+        writer = csv.DictWriter(file, columns)
+        if found is None:
             writer.writeheader()
         writer.writerows(asdict(row) | extra for row in rows)
 
 
 def read_csv(path: Path) -> list[Row]:
-    """Read the rows of a CSV file of `write_csv`."""
+    """Read the rows of a CSV file of `write_csv`; memory that it has no column of is None."""
     kinds: dict[str, Any] = {'str': str, 'int': int, 'float': float}
     kinds['float | None'] = lambda text: float(text) if text else None
     with path.open(newline='') as file:
         return [
             Row(**{field.name: kinds[str(field.type)](line[field.name]) for field in fields(Row)})
-            for line in csv.DictReader(file)
+            for line in (dict(allocated='') | line for line in csv.DictReader(file))
         ]
 
 
@@ -89,12 +97,13 @@ def table(titles: str, lines: Iterable[Sequence[str]]) -> str:
 def format_table(rows: Iterable[Row]) -> str:
     """Lay rows out as a Markdown table."""
     titles = (
-        'network | images | pass | subject | form | median s | IQR | min s | peak MiB | of peak'
+        'network | images | pass | subject | form | median s | IQR | min s | peak MiB | allocated '
+        '| of peak'
     )
     lines = []
     for r in rows:
         times = f'{r.seconds:.4g}', f'{r.iqr / r.seconds:.1%}', f'{r.fastest:.4g}'
-        last = cell(r.mebibytes, '.0f'), f'{r.peak_share:.0%}'
+        last = cell(r.mebibytes, '.0f'), cell(r.allocated, '.0f'), f'{r.peak_share:.0%}'
         lines.append([r.network, images(r), r.run, r.subject, r.form, *times, *last])
     return table(titles, lines)
 
@@ -122,9 +131,8 @@ class Best(NamedTuple):
     @property
     def memory_share(self) -> float | None:
         """Peak memory of ours over the peer's, of these same forms."""
-        if self.ours.mebibytes is None or not self.peer.mebibytes:
-            return None
-        return self.ours.mebibytes / self.peer.mebibytes
+        pair = self.ours.memory_beside(self.peer)
+        return pair[0] / pair[1] if pair else None
 
 
 def find_best(rows: Iterable[Row]) -> list[Best]:
@@ -191,7 +199,8 @@ def format_growth(rows: Iterable[Row]) -> str:
         pixels = [_pixels(row) for row in points]
         exponent, _ = fit_power(pixels, [row.fastest for row in points])
         line = f'- {network} {" ".join(name)}: time grows with pixels^{exponent:.3f}'
-        memory = [row.mebibytes for row in points if row.mebibytes]
+        pairs = [row.memory_beside(points[0]) for row in points]
+        memory = [pair[0] for pair in pairs if pair]
         if len(memory) == len(points):
             line += f', peak memory with pixels^{fit_power(pixels, memory)[0]:.3f}'
         lines.append(line)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import ablate, forms, run
-from benchmarks.measure import Contender, Row, Setting, matmul_rates, measure
+from benchmarks.measure import Contender, Row, Setting, matmul_rates, measure, peak_allocated
 from benchmarks.report import read_csv
 
 CPU = torch.device('cpu')
@@ -43,7 +43,17 @@ def test_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert (row.batch, row.height, row.width, row.turns) == (2, 64, 96, 3)
         assert 0 < row.fastest <= row.seconds
         assert row.mebibytes is None or row.mebibytes > 0
+        assert row.allocated is not None
+        assert row.allocated > 0
         assert row.peak_share > 0
+
+
+def test_peak_of_what_is_allocated() -> None:
+    def run_pass() -> None:
+        for mebibytes in (2, 3, 1):  # each is freed before the next one
+            torch.zeros(2**18 * mebibytes).add_(torch.ones(1))
+
+    assert peak_allocated(run_pass) == pytest.approx(3, abs=0.01)
 
 
 def test_ablate(
@@ -67,7 +77,8 @@ def test_ablate(
             seconds = 20 - sum(saves[name] for name in runs) - ('malloc' in parts) * 10
             row = Row(
                 **vars(setting), subject=subject, form=form, precision='fp32', seconds=seconds,
-                iqr=0.2, fastest=seconds, turns=3, mebibytes=None, peak_share=1.0,
+                iqr=0.2, fastest=seconds, turns=3, mebibytes=1.0, allocated=8 * seconds,
+                peak_share=1.0,
             )  # fmt: skip
             rows.append(row)
         return rows
@@ -83,11 +94,11 @@ def test_ablate(
     lines = (tmp_path / 'kernels.md').read_text().splitlines()[2:]
     cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
     assert [(c[0], c[5], c[6], c[7]) for c in cells] == [
-        ('all kernels', '+35.0%', '', ''),
-        ('conv_stem', '+10.0%', '+13.3%', ''),
-        ('direct_attention', '+5.0%', '+7.1%', ''),
-        ('norm_mlp', '+20.0%', '+23.5%', ''),
-        ('malloc', '+50.0%', '+76.9%', ''),
+        ('all kernels', '+35.0%', '', '+35.0%'),
+        ('conv_stem', '+10.0%', '+13.3%', '+10.0%'),
+        ('direct_attention', '+5.0%', '+7.1%', '+5.0%'),
+        ('norm_mlp', '+20.0%', '+23.5%', '+20.0%'),
+        ('malloc', '+50.0%', '+76.9%', '+50.0%'),
     ]
     assert len(read_csv(tmp_path / 'kernels.csv')) == 8 + 4
     assert 'kernels.csv' in capsys.readouterr().out

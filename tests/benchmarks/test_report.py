@@ -14,7 +14,7 @@ from benchmarks.measure import Row
 ROW = Row(
     network='twins_svt_small', height=100, width=100, batch=1, run='forward', subject='ours',
     form='eager', precision='fp32', seconds=2.0, iqr=0.1, fastest=1.9, turns=5, mebibytes=30.0,
-    peak_share=0.5,
+    allocated=None, peak_share=0.5,
 )  # fmt: skip
 
 
@@ -38,6 +38,10 @@ def test_best_form_against_best_peer() -> None:
     assert (best.ours.form, best.peer.subject, best.peer.form) == ('compiled', 'timm', 'frozen')
     assert best.speedup == 2.5
     assert best.memory_share == 0.5
+    allocated = report.Best(
+        *(replace(row, allocated=a) for row, a in zip(best, (9.0, 90.0), strict=True))
+    )
+    assert allocated.memory_share == 0.1
     assert '| compiled | timm | frozen | 2.50 | 0.50 |' in report.format_best([best])
 
 
@@ -64,6 +68,21 @@ def test_csv_is_added_to_and_read(tmp_path: Path) -> None:
         first = next(csv.DictReader(file))
     assert first['machine'] == 'a machine'
     assert 'torch ' in first['versions']
+
+
+def test_csv_without_a_column(tmp_path: Path) -> None:
+    path = tmp_path / 'results.csv'
+    report.write_csv([ROW], path, 'a machine')
+    with path.open(newline='') as file:
+        (line,) = csv.DictReader(file)
+    del line['allocated']
+    with path.open('w', newline='') as file:
+        writer = csv.DictWriter(file, line)
+        writer.writeheader()
+        writer.writerow(line)
+    assert report.read_csv(path) == [ROW]
+    with pytest.raises(ValueError, match='has other columns'):
+        report.write_csv([ROW], path, 'a machine')
 
 
 def test_command(
