@@ -1,9 +1,12 @@
-"""Cross-covariance attention by groups of images, for few tokens.
+"""Cross-covariance attention with channels first, for few tokens.
 
 Serves the branch `scale * attn(norm(x))` of XCiT (arXiv 2106.09681, section 3.2) where the Gram
-form does not pay. Queries, keys and values of a group are computed channels first, so that the
-heads of an image are views of them. The backward pass recomputes them: the input is the only tensor
-of N tokens that is saved.
+form does not pay. Queries, keys and values are computed channels first, so that the heads of an
+image are views of them: the reference transposes them, and the attended values once more.
+
+In fp32 the kernel goes through groups of images. The backward pass recomputes queries, keys and
+values: the input is the only tensor of N tokens that is saved. In bf16 it serves inference only,
+in products that are batched over the images.
 
 Legend: B batch, g images of a group, N tokens, C channels, h heads, d channels per head, D = hd.
 """
@@ -26,7 +29,11 @@ from mmvit_backbones.kernels.channel_weights import (
     why_other_layers,
 )
 from mmvit_backbones.kernels.expected import drops
-from mmvit_backbones.layers.cross_covariance_attention import CrossCovarianceAttention
+from mmvit_backbones.kernels.modes import TRAINING
+from mmvit_backbones.layers.cross_covariance_attention import (
+    CrossCovarianceAttention,
+    channel_attention_weights,
+)
 from mmvit_backbones.layers.folding import scaled_parameters
 from mmvit_backbones.layers.precision import without_autocast
 
@@ -44,7 +51,14 @@ def refusal(
         return 'dropout is active'
     if x.device.type != 'cpu':
         return 'products image by image are slow on this device'
-    return 'the reference is faster in half precision' if compute_dtype(x).itemsize < 4 else None
+    dtype = compute_dtype(x)
+    if dtype == torch.float16:
+        return 'sums over many tokens exceed the range of fp16'
+    if dtype == torch.bfloat16 and mode == TRAINING:
+        return 'the reference trains faster in bf16'
+    if dtype == torch.bfloat16 and not operators.runs_on_onednn(x.device, dtype):
+        return 'products in bf16 are slow on this processor'
+    return None
 
 
 def run(
@@ -58,6 +72,10 @@ def run(
     """Compute the branch `scale * layer(norm(x))` of tokens (B, N, C), plus `x` if `residual`."""
     proj = layer.proj
     weight, bias = (proj.weight, proj.bias) if scale is None else scaled_parameters(proj, scale)
+    if compute_dtype(x) == torch.bfloat16:
+        assert bias is not None
+        out = _by_batched_products(x, norm, layer, weight, bias)
+        return x + out if residual else out
     return _DirectAttention.apply(
         x,
         norm.weight,
@@ -70,6 +88,30 @@ def run(
         bias,
         residual,
     )
+
+
+def _by_batched_products(
+    x: Tensor, norm: nn.LayerNorm, layer: CrossCovarianceAttention, weight: Tensor, bias: Tensor
+) -> Tensor:
+    """Compute the branch of tokens (B, N, C) in bf16, with the weight (C, D) and bias of `proj`."""
+    batch_size, num_tokens, _ = x.shape
+    with without_autocast(x.device):
+        channels = norm(x).bfloat16().transpose(1, 2)  # (B, C, N)
+        qkv_weights = layer.qkv.weight.bfloat16().chunk(3)  # (D, C) each
+        if layer.qkv.bias is None:
+            biases = channels.new_zeros(3, 1, 1)
+        else:
+            biases = layer.qkv.bias.bfloat16().view(3, -1, 1)
+        q, k, v = (
+            torch.baddbmm(b, w.expand(batch_size, *w.shape), channels).view(
+                batch_size, layer.num_heads, -1, num_tokens
+            )
+            for b, w in zip(biases, qkv_weights, strict=True)
+        )  # (B, h, d, N) each
+        attended = channel_attention_weights(q, k, layer.temperature).bfloat16() @ v
+        tokens = attended.flatten(1, 2).transpose(1, 2)  # (B, N, D)
+        weight = weight.bfloat16().t()
+        return torch.baddbmm(bias.bfloat16(), tokens, weight.expand(batch_size, *weight.shape))
 
 
 def _groups(x: Tensor, num_rows: int) -> tuple[Tensor, ...]:

@@ -184,15 +184,31 @@ def test_gram_attention(
     check(branch, torch.randn(2, num_tokens, 24, dtype=dtype), 'gram_attention', autocast)
 
 
-@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
+@PRECISIONS
 @pytest.mark.parametrize('qkv_bias', [True, False])
 @pytest.mark.parametrize('num_tokens', [1, 30])
-def test_direct_attention(num_tokens: int, qkv_bias: bool, dtype: torch.dtype) -> None:
+def test_direct_attention(
+    num_tokens: int, qkv_bias: bool, dtype: torch.dtype, autocast: torch.dtype | None
+) -> None:
     block = xcit_block()
     if not qkv_bias:
         block.attn.qkv.register_parameter('bias', None)
     branch = randomize(Branch(block, 'attend')).to(dtype)
-    check(branch, torch.randn(3, num_tokens, 24, dtype=dtype), 'direct_attention')
+    check(branch, torch.randn(3, num_tokens, 24, dtype=dtype), 'direct_attention', autocast)
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'trains', 'serves'),
+    [
+        (torch.bfloat16, False, True),
+        (torch.bfloat16, True, False),  # the reference is faster
+        (torch.float16, False, False),  # sums would exceed its range
+    ],
+)
+def test_direct_attention_in_half_precision(dtype: torch.dtype, trains: bool, serves: bool) -> None:
+    branch, x = Branch(xcit_block(), 'attend'), torch.randn(2, 5, 24)
+    with torch.set_grad_enabled(trains), torch.autocast('cpu', dtype):
+        assert kernels_of(lambda: branch(x)) == ({'direct_attention'} if serves else set())
 
 
 @pytest.mark.parametrize('dims', [129, 192])
