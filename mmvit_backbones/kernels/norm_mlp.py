@@ -195,7 +195,7 @@ def _backward(
     grad_rows = grad.reshape(rows.shape).to(dtype)
     param_dtype = weight1.dtype
     grad_weight1 = grad_bias1 = grad_weight2 = None
-    grad_bias2 = grad_rows.sum(0, dtype=weight2.dtype) if need_bias2 else None
+    grad_bias2 = grad_rows.sum(0).to(weight2.dtype) if need_bias2 else None
     weight1, bias1, weight2 = weight1.to(dtype), bias1.to(dtype), weight2.to(dtype)
     sizes = chunk_sizes(rows, len(weight1), dtype)
     buffers = _scratch.borrow((2, max(sizes), len(weight1)), dtype, x)
@@ -220,17 +220,16 @@ def _backward(
         )
         if need_weight2:
             operators.gelu(before_gelu, out=hidden)
-            part = operators.mm(grad_chunk.t(), hidden)
+            part = operators.weight_gradient(grad_chunk, hidden)
             grad_weight2 = _accumulate(grad_weight2, part, param_dtype)
         if need_weight1:
-            # Transposed: the smaller of the two matrices is copied where oneDNN needs its rows.
-            part = operators.mm(normed_chunk.t(), grad_hidden)
+            part = operators.weight_gradient(grad_hidden, normed_chunk)
             grad_weight1 = _accumulate(grad_weight1, part, param_dtype)
         if need_bias1:
-            grad_bias1 = _accumulate(grad_bias1, grad_hidden.sum(0, dtype=param_dtype), param_dtype)
+            grad_bias1 = _accumulate(grad_bias1, grad_hidden.sum(0), param_dtype)
     del normed
     if grad_weight1 is not None:
-        grad_weight1 = grad_weight1.t().contiguous()
+        grad_weight1 = grad_weight1.contiguous()
     norm_needed = (need_x, need_norm_weight, need_norm_bias)
     grad_x, *norm_grads = operators.layer_norm_backward(
         grad_normed.to(rows.dtype), rows, mean, rstd, norm_weight, norm_bias, norm_needed

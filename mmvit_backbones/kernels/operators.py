@@ -92,6 +92,24 @@ def mm(a: Tensor, b: Tensor) -> Tensor:
     return linear(a, b.t())
 
 
+def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """Return `grad^T x`, the gradient of a linear layer's weight, by the faster library.
+
+    Args:
+        grad: Gradient of the output (N, D).
+        x: Input (N, C).
+
+    Returns:
+        (D, C), maybe as a transposed view.
+    """
+    num_tokens, out_dims, dims = *grad.shape, x.shape[1]
+    # oneDNN copies the transposed matrix. That of `x` is the smaller, but then the result needs a
+    # copy too.
+    if multiplies_by_onednn(x) and num_tokens * (out_dims - dims) > out_dims * dims:
+        return mm(x.t(), grad).t()
+    return mm(grad.t(), x)
+
+
 def addmm(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """Return `x + a b` as `torch.addmm` does, by the faster library; not recorded either."""
     return mm(a, b).add_(x) if multiplies_by_onednn(a) else torch.addmm(x, a, b)

@@ -170,5 +170,5 @@ def _linear_backward(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the gradients of a linear layer's rows, weight and bias."""
     grad_rows = operators.linear(grad, weight.to(grad.dtype).t())
-    grad_weight = operators.mm(rows.t(), grad).t().to(weight.dtype).contiguous()
-    return grad_rows, grad_weight, grad.sum(0, dtype=weight.dtype) if has_bias else None
+    grad_weight = operators.weight_gradient(grad, rows).to(weight.dtype).contiguous()
+    return grad_rows, grad_weight, grad.sum(0).to(weight.dtype) if has_bias else None

@@ -250,7 +250,7 @@ class _NormQKV(torch.autograd.Function):
         ctx.save_for_backward(tokens, norm_weight, norm_bias, weight)
         with without_autocast(tokens.device):
             normed = F.layer_norm(tokens, tokens.shape[-1:], norm_weight, norm_bias, eps)
-            rows = tiling.gather(normed, dtype)  # fewer values than grad_rows, so these are copied
+            rows = tiling.gather(normed, dtype)
             del normed
             bias = None if bias is None else bias.to(dtype)
             qkv = operators.linear(rows, weight.to(dtype), bias)
@@ -271,12 +271,12 @@ class _NormQKV(torch.autograd.Function):
         normed, mean, rstd = operators.layer_norm(tokens, norm_weight, norm_bias, ctx.eps)
         grad_weight = grad_bias = None
         if need_weight:
-            rows = tiling.gather(normed, dtype)  # fewer values than grad_rows, so these are copied
-            grad_weight = operators.mm(rows.t(), grad_rows).t().to(weight.dtype).contiguous()
+            rows = tiling.gather(normed, dtype)
+            grad_weight = operators.weight_gradient(grad_rows, rows).to(weight.dtype).contiguous()
             del rows
         del normed
         if need_bias:
-            grad_bias = grad_rows.sum(0, dtype=weight.dtype)
+            grad_bias = grad_rows.sum(0).to(weight.dtype)
         grad_normed = operators.linear(grad_rows, weight.to(dtype).t())
         del grad_rows
         grad_tokens, grad_norm_weight, grad_norm_bias = operators.layer_norm_backward(
@@ -335,13 +335,13 @@ class ProjectWindows(torch.autograd.Function):
         grad_rows = ctx.tiling.gather(grad.contiguous(), ctx.dtype)
         grad_weight = grad_bias = None
         if need_bias:
-            grad_bias = grad_rows.sum(0, dtype=weight.dtype)
+            grad_bias = grad_rows.sum(0).to(weight.dtype)
         grad_windows = []
         with without_autocast(grad.device):
             for grad_part, part in zip(ctx.tiling.split(grad_rows), windows, strict=True):
                 rows, grad_part = _to_rows(part, ctx.dtype), grad_part.flatten(0, 1)
                 if need_weight:
-                    product = operators.mm(grad_part.t(), rows).to(weight.dtype)
+                    product = operators.weight_gradient(grad_part, rows).to(weight.dtype)
                     grad_weight = product if grad_weight is None else grad_weight.add_(product)
                 grad_part = operators.linear(grad_part, weight.to(ctx.dtype).t())
                 grad_part = grad_part.view(*part.transpose(1, 2).shape)  # (w, n, h, d)
