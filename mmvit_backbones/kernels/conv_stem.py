@@ -1,11 +1,8 @@
-"""XCiT's convolutional stem in fewer passes over the feature map.
+"""XCiT's convolutional stem in fewer passes over the feature map, without gradients.
 
 - Feature maps are in channels_last format, so that tokens are views of them.
-- A BatchNorm that uses its running statistics is folded into the weights of the convolution before
-  it. Gradients flow through the folding.
-- Without gradients, the GELU runs inside the convolution, where oneDNN computes it.
-
-All but the fused GELU are operations that autograd and compilers record.
+- The BatchNorm is folded into the weights of the convolution before it.
+- The GELU runs inside the convolution, where oneDNN computes it.
 
 Legend: B batch, C channels, H x W = N tokens or pixels.
 """
@@ -16,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from mmvit_backbones.kernels.autograd import compute_dtype
 from mmvit_backbones.kernels.expected import why_other_class, why_other_padding
-from mmvit_backbones.kernels.modes import INFERENCE
 from mmvit_backbones.kernels.operators import HAS_CONV_GELU, conv_gelu, runs_on_onednn
 from mmvit_backbones.layers.conv_stem import ConvStem
 from mmvit_backbones.layers.precision import at_least_float32, without_autocast
@@ -38,26 +35,31 @@ def run(mode: str, stem: ConvStem, x: Tensor) -> tuple[Tensor, Size]:
     x = x.contiguous(memory_format=torch.channels_last)
     pairs = [layer for layer in stem.proj if isinstance(layer, nn.Sequential)]
     for i, (conv, norm) in enumerate(pairs):
-        x = _conv_norm(mode, x, conv, norm, activate=i < len(pairs) - 1)
+        x = _conv_norm(x, conv, norm, activate=i < len(pairs) - 1)
     return to_tokens(x), (x.shape[2], x.shape[3])
 
 
-def _conv_norm(
-    mode: str, x: Tensor, conv: nn.Module, norm: nn.Module | None, activate: bool
-) -> Tensor:
+def _conv_norm(x: Tensor, conv: nn.Module, norm: nn.Module | None, activate: bool) -> Tensor:
     """Convolve, normalize and optionally activate a feature map (B, C, H, W)."""
     assert isinstance(conv, nn.Conv2d)
     weight, bias = conv.weight, conv.bias
-    if _is_constant(norm):
-        assert isinstance(norm, _BatchNorm)
-        weight, bias = _fold(norm, weight, bias)
+    if isinstance(norm, _BatchNorm) and not norm.training and norm.running_mean is not None:
+        assert norm.running_var is not None
+        weight, bias = fuse_conv_bn_weights(
+            weight,
+            bias,
+            at_least_float32(norm.running_mean),
+            at_least_float32(norm.running_var),
+            norm.eps,
+            norm.weight,
+            norm.bias,
+        )
         norm = None
     if isinstance(norm, nn.Identity):  # folded by `fuse`
         norm = None
     dtype = compute_dtype(x)
     fuses_gelu = (
-        mode == INFERENCE
-        and activate
+        activate
         and norm is None
         and HAS_CONV_GELU
         and not why_other_padding(conv)
@@ -70,26 +72,3 @@ def _conv_norm(
     x = conv._conv_forward(x, weight, bias)
     x = x if norm is None else norm(x)
     return F.gelu(x) if activate else x
-
-
-def _is_constant(norm: nn.Module | None) -> bool:
-    """Whether a norm is a BatchNorm in evaluation mode, which does the same to every input."""
-    return isinstance(norm, _BatchNorm) and not norm.training and norm.running_mean is not None
-
-
-def _fold(norm: _BatchNorm, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the weight and bias of a convolution that does the work of the norm too.
-
-    Unlike those of `torch.nn.utils.fusion`, they carry gradients.
-    """
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = (at_least_float32(norm.running_var) + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight
-    shift = -norm.running_mean if bias is None else bias - norm.running_mean
-    shift = shift * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias
-    dtype = weight.dtype
-    return (weight * scale.view(-1, 1, 1, 1)).to(dtype), shift.to(dtype)

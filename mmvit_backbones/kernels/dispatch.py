@@ -115,7 +115,7 @@ BRANCH_KERNELS: dict[type[nn.Module], tuple[Kernel, ...]] = {
 #     run(mode, *arguments) -> Any, what the function returns
 FUNCTION_KERNELS: dict[Callable[..., Any], Kernel] = {
     ConvStem.forward: Kernel(
-        'conv_stem', frozenset((INFERENCE, COMPILE)), conv_stem.run, conv_stem.refusal
+        'conv_stem', frozenset((INFERENCE,)), conv_stem.run, conv_stem.refusal
     ),
     attention: Kernel('fused_attention', ALL_MODES, fused_attention.run, fused_attention.refusal),
     pad_to_multiple: Kernel('pad', ALL_BUT_EXPORT, padding.run_pad, padding.pad_refusal),
