@@ -46,7 +46,7 @@ def _conv_norm(x: Tensor, conv: nn.Module, norm: nn.Module | None, activate: boo
     if isinstance(norm, _BatchNorm) and not norm.training and norm.running_mean is not None:
         assert norm.running_var is not None
         weight, bias = fuse_conv_bn_weights(
-            weight,
+            weight.detach(),  # autocast would keep its copy of a new parameter
             bias,
             at_least_float32(norm.running_mean),
             at_least_float32(norm.running_var),

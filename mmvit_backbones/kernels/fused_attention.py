@@ -4,7 +4,8 @@ It forms no matrix of attention weights. On some devices it has no second deriva
 one is an error on all.
 
 In half precision on a CPU its backward pass takes 2 to 11 times that of the reference, unless heads
-have many tokens and all their weights are too many for memory that the allocator keeps.
+have many tokens and all their weights are too many for memory that the allocator keeps. Inference
+takes the time of the reference, and less memory where the weights are the largest tensor.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from torch import Tensor, nn
 
 from mmvit_backbones.kernels.autograd import compute_dtype, refuse_second_derivative
 from mmvit_backbones.kernels.expected import drops
-from mmvit_backbones.kernels.modes import EXPORT, TRAINING, is_static
+from mmvit_backbones.kernels.modes import EXPORT, INFERENCE, TRAINING, is_static
 
 HALF = (torch.bfloat16, torch.float16)
 # In half precision on a CPU, it serves from so many weights of a head, and so many bytes of all
 # weights: glibc gives larger blocks back to the system.
 MIN_WEIGHTS, MIN_BYTES = 2**16, 2**25
+MIN_BYTES_OF_INFERENCE = 2**23  # of weights of any head
 
 
 def refusal(
@@ -36,7 +38,10 @@ def refusal(
     if not is_static(batch, heads, queries, keys):
         return None  # the sizes may be large
     weights = queries * keys
-    if weights >= MIN_WEIGHTS and batch * heads * weights * dtype.itemsize >= MIN_BYTES:
+    num_bytes = batch * heads * weights * dtype.itemsize
+    if mode == INFERENCE and num_bytes >= MIN_BYTES_OF_INFERENCE:
+        return None
+    if weights >= MIN_WEIGHTS and num_bytes >= MIN_BYTES:
         return None
     return 'in half precision on a CPU the reference is faster for so few attention weights'
 

@@ -164,13 +164,16 @@ def _forward(
                 before_gelu = hidden if saved_chunk is None else saved_chunk
                 before_gelu.copy_(operators.linear(normed, weight1, bias1, scratch=before_gelu))
                 operators.gelu(before_gelu, out=hidden)
+            del normed
             if not residual:
                 out_chunk.copy_(operators.linear(hidden, weight2, bias2, scratch=out_chunk))
             elif adds_in_place:
                 # One pass less. In half precision, rounding x + bias would cost accuracy.
                 torch.add(chunk, bias2, out=out_chunk).addmm_(hidden, weight2.t())
             else:
-                torch.add(chunk, operators.linear(hidden, weight2, bias2), out=out_chunk)
+                branch = operators.linear(hidden, weight2, bias2)
+                del hidden  # the addition allocates
+                torch.add(chunk, branch, out=out_chunk)
     return out, saved
 
 

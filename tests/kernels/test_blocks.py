@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.measure import peak_allocated
 from mmvit_backbones import kernels
 from mmvit_backbones.backbones.twins_svt import TwinsSVTBlock
 from mmvit_backbones.backbones.xcit import XCiTArch, XCiTBlock
@@ -273,6 +274,18 @@ def test_conv_stem(size: tuple[int, int], dtype: torch.dtype, autocast: torch.dt
     with torch.no_grad():
         assert 'conv_stem' in kernels_of(lambda: branch(x))
     check(branch, x, 'conv_stem', autocast, trains=False)
+
+
+def test_conv_stem_frees_its_folded_weights() -> None:
+    stem, x = ConvStem(3, 64, 16, dict(type='BN')).eval(), torch.randn(1, 3, 32, 32)
+
+    def run_stem(times: int) -> None:
+        with torch.autocast('cpu', torch.bfloat16):
+            for _ in range(times):
+                stem(x)
+
+    with torch.no_grad():
+        assert peak_allocated(lambda: run_stem(4)) == peak_allocated(lambda: run_stem(1))
 
 
 @pytest.mark.parametrize('training', [True, False])
