@@ -154,7 +154,7 @@ def measure(
 
 
 class Memory(NamedTuple):
-    """Fields of a `Row`."""
+    """Memory of a pass in MiB; see the fields of `Row`."""
 
     mebibytes: float | None
     allocated: float | None
@@ -226,6 +226,7 @@ def _serve(
 
 
 def _peak_memory(run_pass: Callable[[], object], device: torch.device, form: str) -> Memory:
+    """Return the most memory that a pass holds beyond what was held before it."""
     gc.collect()
     if device.type == 'cuda':
         torch.cuda.synchronize(device)

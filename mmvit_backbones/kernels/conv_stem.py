@@ -1,7 +1,7 @@
 """XCiT's convolutional stem in fewer passes over the feature map, without gradients.
 
 - Feature maps are in channels_last format, so that tokens are views of them.
-- The BatchNorm is folded into the weights of the convolution before it.
+- A BatchNorm that uses its running statistics is folded into the convolution before it.
 - The GELU runs inside the convolution, where oneDNN computes it.
 
 Legend: B batch, C channels, H x W = N tokens or pixels.

@@ -171,9 +171,9 @@ class _DirectAttention(torch.autograd.Function):
         out = torch.empty_like(x)
         for group, out_group in zip(*(_groups(t, len(qkv_weight)) for t in (x, out)), strict=True):
             heads = _heads(group, temperature, qkv_weight)
-            normed = F.layer_norm(group, x.shape[2:], norm_weight, norm_bias, eps).flatten(0, 1)
-            qkv = _project(normed, qkv_weight, qkv_bias).view(heads)
-            attended = _multiply(_weigh(qkv, temperature).weights, qkv[2]).view(-1, len(normed))
+            normalized = F.layer_norm(group, x.shape[2:], norm_weight, norm_bias, eps).flatten(0, 1)
+            qkv = _project(normalized, qkv_weight, qkv_bias).view(heads)
+            attended = _multiply(_weigh(qkv, temperature).weights, qkv[2]).view(-1, len(normalized))
             mixed = operators.linear(attended.t(), proj_weight, proj_bias).view(group.shape)
             out_group.copy_(group + mixed if residual else mixed)
         return out
@@ -188,17 +188,17 @@ class _DirectAttention(torch.autograd.Function):
         grad_qkv_weight, grad_proj_weight = (torch.zeros_like(t) for t in (qkv_weight, proj_weight))
         grad_qkv_bias = qkv_weight.new_zeros(len(qkv_weight))
         grad_temperature = torch.zeros_like(temperature)
-        grad_normed = torch.empty_like(x)
+        grad_normalized = torch.empty_like(x)
         with without_autocast(x.device):
-            all_normed, mean, rstd = operators.layer_norm(x, norm_weight, norm_bias, ctx.eps)
-            groups = (_groups(t, len(qkv_weight)) for t in (all_normed, grad, grad_normed))
-            for normed, grad_out, grad_group in zip(*groups, strict=True):
-                heads = _heads(normed, temperature, qkv_weight)
-                normed, grad_out = normed.flatten(0, 1), grad_out.flatten(0, 1)  # (gN, C)
-                qkv = _project(normed, qkv_weight, qkv_bias).view(heads)
+            all_normalized, mean, rstd = operators.layer_norm(x, norm_weight, norm_bias, ctx.eps)
+            groups = (_groups(t, len(qkv_weight)) for t in (all_normalized, grad, grad_normalized))
+            for normalized, grad_out, grad_group in zip(*groups, strict=True):
+                heads = _heads(normalized, temperature, qkv_weight)
+                normalized, grad_out = normalized.flatten(0, 1), grad_out.flatten(0, 1)  # (gN, C)
+                qkv = _project(normalized, qkv_weight, qkv_bias).view(heads)
                 q, k, v = qkv
                 weighed = _weigh(qkv, temperature)
-                attended = _multiply(weighed.weights, v).view(-1, len(normed))  # (D, gN)
+                attended = _multiply(weighed.weights, v).view(-1, len(normalized))  # (D, gN)
                 grad_proj_weight += operators.linear(grad_out.t(), attended)
                 grad_attended = operators.linear(proj_transposed, grad_out).view(v.shape)
                 grad_weights = _multiply(grad_attended, v.transpose(1, 3))
@@ -212,12 +212,12 @@ class _DirectAttention(torch.autograd.Function):
                 _multiply(weighed.weights.transpose(1, 3), grad_attended, out=grad_qkv[2])
                 factors = rearrange(grad_lengths, 'h g (two d) -> two h d g 1', two=2)
                 grad_qkv[:2].addcmul_(qkv[:2], factors, value=2)
-                grad_rows = grad_qkv.view(-1, len(normed))  # (3D, gN)
-                grad_qkv_weight += operators.mm(grad_rows, normed)
+                grad_rows = grad_qkv.view(-1, len(normalized))  # (3D, gN)
+                grad_qkv_weight += operators.mm(grad_rows, normalized)
                 grad_qkv_bias += grad_rows.sum(1)
                 grad_group.copy_(operators.mm(grad_rows.t(), qkv_weight).view(grad_group.shape))
             grad_x, grad_norm_weight, grad_norm_bias = operators.layer_norm_backward(
-                grad_normed, x, mean, rstd, norm_weight, norm_bias
+                grad_normalized, x, mean, rstd, norm_weight, norm_bias
             )
         if ctx.residual:
             grad_x += grad

@@ -156,15 +156,15 @@ def _forward(
     chunks = zip(rows.split(sizes), out.view(rows.shape).split(sizes), saved_chunks, strict=True)
     with without_autocast(x.device):
         for chunk, out_chunk, saved_chunk in chunks:
-            normed = F.layer_norm(chunk, chunk.shape[1:], norm_weight, norm_bias, eps).to(dtype)
+            normalized = F.layer_norm(chunk, chunk.shape[1:], norm_weight, norm_bias, eps).to(dtype)
             if fuses_gelu:
-                hidden = operators.linear_gelu(normed, weight1, bias1)
+                hidden = operators.linear_gelu(normalized, weight1, bias1)
             else:
-                hidden = buffer[: len(normed)]  # (rows of the chunk, D)
+                hidden = buffer[: len(normalized)]  # (rows of the chunk, D)
                 before_gelu = hidden if saved_chunk is None else saved_chunk
-                before_gelu.copy_(operators.linear(normed, weight1, bias1, scratch=before_gelu))
+                before_gelu.copy_(operators.linear(normalized, weight1, bias1, scratch=before_gelu))
                 operators.gelu(before_gelu, out=hidden)
-            del normed
+            del normalized  # the products below allocate
             if not residual:
                 out_chunk.copy_(operators.linear(hidden, weight2, bias2, scratch=out_chunk))
             elif adds_in_place:
@@ -202,40 +202,42 @@ def _backward(
     weight1, bias1, weight2 = weight1.to(dtype), bias1.to(dtype), weight2.to(dtype)
     sizes = chunk_sizes(rows, len(weight1), dtype)
     buffers = _scratch.borrow((2, max(sizes), len(weight1)), dtype, x)
-    normed, mean, rstd = operators.layer_norm(rows, norm_weight, norm_bias, eps)
-    grad_normed = torch.empty_like(rows, dtype=dtype)
+    normalized, mean, rstd = operators.layer_norm(rows, norm_weight, norm_bias, eps)
+    grad_normalized = torch.empty_like(rows, dtype=dtype)
     saved_chunks = saved.split(sizes) if len(saved) else [None] * len(sizes)
-    for normed_chunk, grad_chunk, grad_normed_chunk, before_gelu in zip(
-        normed.split(sizes),
+    for normalized_chunk, grad_chunk, grad_normalized_chunk, before_gelu in zip(
+        normalized.split(sizes),
         grad_rows.split(sizes),
-        grad_normed.split(sizes),
+        grad_normalized.split(sizes),
         saved_chunks,
         strict=True,
     ):
-        normed_chunk = normed_chunk.to(dtype)
-        hidden, grad_hidden = buffers[:, : len(normed_chunk)]  # (rows of the chunk, D) each
+        normalized_chunk = normalized_chunk.to(dtype)
+        hidden, grad_hidden = buffers[:, : len(normalized_chunk)]  # (rows of the chunk, D) each
         if before_gelu is None:
-            before_gelu = hidden = operators.linear(normed_chunk, weight1, bias1, scratch=hidden)
+            before_gelu = hidden = operators.linear(
+                normalized_chunk, weight1, bias1, scratch=hidden
+            )
         grad_hidden = operators.linear(grad_chunk, weight2.t(), scratch=grad_hidden)
         operators.gelu_backward_(grad_hidden, before_gelu)
-        grad_normed_chunk.copy_(
-            operators.linear(grad_hidden, weight1.t(), scratch=grad_normed_chunk)
+        grad_normalized_chunk.copy_(
+            operators.linear(grad_hidden, weight1.t(), scratch=grad_normalized_chunk)
         )
         if need_weight2:
             operators.gelu(before_gelu, out=hidden)
             part = operators.weight_gradient(grad_chunk, hidden)
             grad_weight2 = _accumulate(grad_weight2, part, param_dtype)
         if need_weight1:
-            part = operators.weight_gradient(grad_hidden, normed_chunk)
+            part = operators.weight_gradient(grad_hidden, normalized_chunk)
             grad_weight1 = _accumulate(grad_weight1, part, param_dtype)
         if need_bias1:
             grad_bias1 = _accumulate(grad_bias1, grad_hidden.sum(0), param_dtype)
-    del normed
+    del normalized
     if grad_weight1 is not None:
         grad_weight1 = grad_weight1.contiguous()
     norm_needed = (need_x, need_norm_weight, need_norm_bias)
     grad_x, *norm_grads = operators.layer_norm_backward(
-        grad_normed.to(rows.dtype), rows, mean, rstd, norm_weight, norm_bias, norm_needed
+        grad_normalized.to(rows.dtype), rows, mean, rstd, norm_weight, norm_bias, norm_needed
     )
     if need_x:
         grad_x = grad_x.view(x.shape)

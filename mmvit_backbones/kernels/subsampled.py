@@ -108,11 +108,11 @@ class _NormProject(torch.autograd.Function):
         ctx.save_for_backward(x, norm_weight, norm_bias, q_weight, weight)
         q_bias, bias = (None if b is None else b.to(dtype) for b in (q_bias, bias))
         with without_autocast(x.device):
-            normed = F.layer_norm(x, x.shape[2:], norm_weight, norm_bias, eps).to(dtype)
-            rows = normed.flatten(0, 1)
+            normalized = F.layer_norm(x, x.shape[2:], norm_weight, norm_bias, eps).to(dtype)
+            rows = normalized.flatten(0, 1)
             q = operators.linear(rows, q_weight.to(dtype), q_bias)
             if isinstance(subsampling, nn.Conv2d):
-                feature_map = pad_to_multiple(to_map(normed, size), ratio)
+                feature_map = pad_to_multiple(to_map(normalized, size), ratio)
                 feature_map = subsampling._conv_forward(feature_map, weight.to(dtype), bias)
                 ctx.out_size = feature_map.shape[2:]
                 out = to_tokens(feature_map)
@@ -126,28 +126,28 @@ class _NormProject(torch.autograd.Function):
         x, norm_weight, norm_bias, q_weight, weight = ctx.saved_tensors
         dtype, (has_q_bias, has_bias) = ctx.dtype, ctx.has_bias
         with without_autocast(x.device):
-            normed, mean, rstd = operators.layer_norm(x, norm_weight, norm_bias, ctx.eps)
-            normed = normed.to(dtype)
-            rows = normed.flatten(0, 1)
+            normalized, mean, rstd = operators.layer_norm(x, norm_weight, norm_bias, ctx.eps)
+            normalized = normalized.to(dtype)
+            rows = normalized.flatten(0, 1)
             grad_rows = rearrange(grad_q, 'b h n d -> (b n) (h d)')
-            grad_normed, grad_q_weight, grad_q_bias = _linear_backward(
+            grad_normalized, grad_q_weight, grad_q_bias = _linear_backward(
                 grad_rows, rows, q_weight, has_q_bias
             )
-            grad_normed = grad_normed.view(x.shape)
+            grad_normalized = grad_normalized.view(x.shape)
             if isinstance(ctx.subsampling, nn.Conv2d):
-                feature_map = pad_to_multiple(to_map(normed, ctx.size), ctx.ratio)
+                feature_map = pad_to_multiple(to_map(normalized, ctx.size), ctx.ratio)
                 grad_map, grad_weight, grad_bias = operators.convolution_backward(
                     to_map(grad_out, ctx.out_size), feature_map, weight, has_bias, ctx.subsampling
                 )
                 height, width = ctx.size
-                grad_normed += to_tokens(grad_map[:, :, :height, :width])
+                grad_normalized += to_tokens(grad_map[:, :, :height, :width])
             else:
                 part, grad_weight, grad_bias = _linear_backward(
                     grad_out.flatten(0, 1), rows, weight, has_bias
                 )
-                grad_normed += part.view(x.shape)
+                grad_normalized += part.view(x.shape)
             grad_x, grad_norm_weight, grad_norm_bias = operators.layer_norm_backward(
-                grad_normed.to(x.dtype), x, mean, rstd, norm_weight, norm_bias
+                grad_normalized.to(x.dtype), x, mean, rstd, norm_weight, norm_bias
             )
         return (
             grad_x,

@@ -249,9 +249,9 @@ class _NormQKV(torch.autograd.Function):
         ctx.dtype = dtype = compute_dtype(tokens)
         ctx.save_for_backward(tokens, norm_weight, norm_bias, weight)
         with without_autocast(tokens.device):
-            normed = F.layer_norm(tokens, tokens.shape[-1:], norm_weight, norm_bias, eps)
-            rows = tiling.gather(normed, dtype)
-            del normed
+            normalized = F.layer_norm(tokens, tokens.shape[-1:], norm_weight, norm_bias, eps)
+            rows = tiling.gather(normalized, dtype)
+            del normalized
             bias = None if bias is None else bias.to(dtype)
             qkv = operators.linear(rows, weight.to(dtype), bias)
         return sum(tiling.split_qkv(qkv, num_heads), ())
@@ -268,19 +268,19 @@ class _NormQKV(torch.autograd.Function):
         targets = sum(tiling.split_qkv(grad_rows, ctx.num_heads), ())
         for target, grad in zip(targets, grads, strict=True):
             target.copy_(grad)
-        normed, mean, rstd = operators.layer_norm(tokens, norm_weight, norm_bias, ctx.eps)
+        normalized, mean, rstd = operators.layer_norm(tokens, norm_weight, norm_bias, ctx.eps)
         grad_weight = grad_bias = None
         if need_weight:
-            rows = tiling.gather(normed, dtype)
+            rows = tiling.gather(normalized, dtype)
             grad_weight = operators.weight_gradient(grad_rows, rows).to(weight.dtype).contiguous()
             del rows
-        del normed
+        del normalized
         if need_bias:
             grad_bias = grad_rows.sum(0).to(weight.dtype)
-        grad_normed = operators.linear(grad_rows, weight.to(dtype).t())
+        grad_normalized = operators.linear(grad_rows, weight.to(dtype).t())
         del grad_rows
         grad_tokens, grad_norm_weight, grad_norm_bias = operators.layer_norm_backward(
-            tiling.scatter(grad_normed, tokens.dtype),
+            tiling.scatter(grad_normalized, tokens.dtype),
             tokens,
             mean,
             rstd,
