@@ -103,8 +103,8 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
         (D, C), maybe as a transposed view.
     """
     num_tokens, out_dims, dims = *grad.shape, x.shape[1]
-    # oneDNN copies a transposed input. To transpose `x` copies fewer values than to transpose `grad`,
-    # but the result has to be transposed as well.
+    # oneDNN copies a transposed input. Transposing `x` copies fewer values than transposing `grad`,
+    # but then the result has to be transposed as well.
     if multiplies_by_onednn(x) and num_tokens * (out_dims - dims) > out_dims * dims:
         return mm(x.t(), grad).t()
     return mm(grad.t(), x)
