@@ -118,8 +118,8 @@ FUNCTION_KERNELS: dict[Callable[..., Any], Kernel] = {
         'conv_stem', frozenset((INFERENCE,)), conv_stem.run, conv_stem.refusal
     ),
     attention: Kernel('fused_attention', ALL_MODES, fused_attention.run, fused_attention.refusal),
-    pad_to_multiple: Kernel('pad', ALL_BUT_EXPORT, padding.run_pad, padding.pad_refusal),
-    crop: Kernel('crop', ALL_BUT_EXPORT, padding.run_crop, padding.crop_refusal),
+    pad_to_multiple: Kernel('pad', frozenset((TRAINING,)), padding.run_pad, padding.pad_refusal),
+    crop: Kernel('crop', EAGER, padding.run_crop, padding.crop_refusal),
 }
 KERNEL_NAMES = tuple(
     kernel.name for kernel in (*chain(*BRANCH_KERNELS.values()), *FUNCTION_KERNELS.values())

@@ -1,6 +1,7 @@
-"""Padding and cropping of sizes that are known: no copy where one is not needed.
+"""Padding and cropping without a copy where one is not needed.
 
-Serves `layers.tokens.pad_to_multiple` and `crop`.
+Serves `layers.tokens.pad_to_multiple` and `crop`. Eager modes only: graphs may have dynamic shapes,
+and compilers omit the copies themselves.
 """
 
 from __future__ import annotations
@@ -9,15 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from mmvit_backbones.kernels.modes import is_static
 from mmvit_backbones.layers.tokens import Size
 
 
 def pad_refusal(mode: str, feature_map: Tensor, multiple: int, *value: Any) -> str | None:
     """Return why the kernel does not pad a feature map; None if it does."""
     height, width = feature_map.shape[2:]
-    if not is_static(height, width):
-        return 'the graph has dynamic shapes'
     if height % multiple or width % multiple:
         return 'the feature map needs padding'
     return None
@@ -29,10 +27,8 @@ def run_pad(mode: str, feature_map: Tensor, multiple: int, *value: Any) -> Tenso
 
 
 def crop_refusal(mode: str, feature_map: Tensor, size: Size) -> str | None:
-    """Return why the kernel does not crop a feature map; None if it does."""
-    if is_static(*feature_map.shape[2:], *size):
-        return None
-    return 'the graph has dynamic shapes'
+    """Return None: the kernel crops every feature map."""
+    return None
 
 
 def run_crop(mode: str, feature_map: Tensor, size: Size) -> Tensor:
