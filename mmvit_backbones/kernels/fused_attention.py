@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmvit_backbones.kernels.autograd import compute_dtype, refuse_second_derivative
 from mmvit_backbones.kernels.expected import drops
-from mmvit_backbones.kernels.modes import EXPORT, INFERENCE, TRAINING, is_static
+from mmvit_backbones.kernels.modes import EXPORT, TRAINING, is_static
 
 HALF = (torch.bfloat16, torch.float16)
 # In half precision on a CPU, it serves from so many weights of a head, and so many bytes of all
@@ -39,7 +39,7 @@ def refusal(
         return None  # the sizes may be large
     weights = queries * keys
     num_bytes = batch * heads * weights * dtype.itemsize
-    if mode == INFERENCE and num_bytes >= MIN_BYTES_OF_INFERENCE:
+    if not torch.is_grad_enabled() and num_bytes >= MIN_BYTES_OF_INFERENCE:
         return None
     if weights >= MIN_WEIGHTS and num_bytes >= MIN_BYTES:
         return None

@@ -8,7 +8,7 @@ from torch import nn
 
 from mmvit_backbones.kernels import fused_attention as fused
 from mmvit_backbones.kernels import padding
-from mmvit_backbones.kernels.modes import INFERENCE, TRAINING
+from mmvit_backbones.kernels.modes import COMPILE, INFERENCE, TRAINING
 from mmvit_backbones.layers.attention import attention
 from mmvit_backbones.layers.tokens import crop, pad_to_multiple
 from tests.utils import max_error
@@ -64,7 +64,9 @@ def test_fused_attention_in_half_precision(
     with torch.autocast('cpu', dtype, enabled=dtype == torch.bfloat16):
         assert (fused.refusal(TRAINING, q, q, q, dropout) is None) == trains
     q = torch.empty(*shape, 8, dtype=dtype)
-    assert (fused.refusal(INFERENCE, q, q, q, dropout) is None) == infers
+    with torch.no_grad():
+        for mode in (INFERENCE, COMPILE):
+            assert (fused.refusal(mode, q, q, q, dropout) is None) == infers
     q = torch.empty(*shape, 8, dtype=dtype, device='meta')
     assert fused.refusal(TRAINING, q, q, q, dropout) is None
 
