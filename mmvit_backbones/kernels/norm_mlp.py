@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from mmvit_backbones.kernels import operators
 from mmvit_backbones.kernels.autograd import compute_dtype, refuse_second_derivative
 from mmvit_backbones.kernels.expected import drops, why_no_bias, why_other_class
-from mmvit_backbones.kernels.modes import COMPILE
+from mmvit_backbones.kernels.modes import COMPILE, is_static
 from mmvit_backbones.layers.folding import scaled_parameters
 from mmvit_backbones.layers.mlp import MLP
 from mmvit_backbones.layers.precision import without_autocast
@@ -32,6 +32,8 @@ from mmvit_backbones.layers.precision import without_autocast
 CHUNK_BYTES = 2**24
 # oneDNN's products allocate their outputs.
 ONEDNN_CHUNK_BYTES = 2**22
+# Of the hidden activation, for graphs without gradients in half precision.
+MIN_BYTES_IN_GRAPHS = 2**24
 # Beyond these the hidden activation is saved rather than recomputed. Recomputing one value costs 2C
 # FLOPs, which for smaller C is about as fast as loading it.
 MAX_CHANNELS_TO_RECOMPUTE = 256
@@ -49,8 +51,21 @@ def refusal(mode: str, x: Tensor, norm: nn.LayerNorm, layer: MLP) -> str | None:
         return reason
     if drops(layer.drop):
         return 'dropout is active'
-    if mode == COMPILE and x.device.type != 'cpu':
+    if mode == COMPILE:
+        return _why_compilers_do_as_well(x, layer)
+    return None
+
+
+def _why_compilers_do_as_well(x: Tensor, layer: MLP) -> str | None:
+    """Return why a compiled graph of the reference gives as much; None if it does not."""
+    if x.device.type != 'cpu':
         return 'compilers fuse these layers on this device'
+    dtype = compute_dtype(x)
+    if torch.is_grad_enabled() or dtype.itemsize > 2 or not is_static(*x.shape):
+        return None
+    # A graph allocates none of the memory that it reuses; this operator allocates all of its own.
+    if x.shape[:-1].numel() * layer.fc1.out_features * dtype.itemsize < MIN_BYTES_IN_GRAPHS:
+        return 'compilers fuse these layers for so few tokens in half precision'
     return None
 
 
@@ -92,12 +107,18 @@ def chunk_sizes(rows: Tensor, hidden_dims: int, dtype: torch.dtype) -> list[int]
     Returns:
         Number of rows of each chunk.
     """
-    by_onednn = operators.multiplies_by_onednn(rows) and dtype == rows.dtype
-    chunk_bytes = ONEDNN_CHUNK_BYTES if by_onednn else CHUNK_BYTES
+    chunk_bytes = ONEDNN_CHUNK_BYTES if _multiplies_by_onednn(rows, dtype) else CHUNK_BYTES
     num_bytes = len(rows) * hidden_dims * dtype.itemsize
     count = -(-num_bytes // chunk_bytes) if rows.device.type == 'cpu' else 1
     count = max(min(count, len(rows)), 1)
     return [len(rows) // count + (i < len(rows) % count) for i in range(count)]
+
+
+def _multiplies_by_onednn(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies tokens in a dtype."""
+    if dtype == torch.bfloat16:
+        return operators.HAS_LINEAR_GELU and operators.runs_on_onednn(x.device, dtype)
+    return dtype == x.dtype and operators.multiplies_by_onednn(x)
 
 
 class _Scratch(threading.local):
@@ -140,16 +161,9 @@ def _forward(
     # A fresh tensor, not a view of a matrix, so that the caller may add to it in place.
     out = x.new_empty(x.shape, dtype=x.dtype if residual else dtype)
     sizes = chunk_sizes(rows, len(weight1), dtype)
-    by_onednn = operators.multiplies_by_onednn(x) and dtype == x.dtype
+    by_onednn = _multiplies_by_onednn(x, dtype)
     # Where MKL multiplies, GELU on a chunk in the cache is as fast as in the product.
-    fuses_gelu = not save_hidden and (
-        by_onednn
-        or (
-            dtype == torch.bfloat16
-            and operators.HAS_LINEAR_GELU
-            and operators.runs_on_onednn(x.device, dtype)
-        )
-    )
+    fuses_gelu = by_onednn and not save_hidden
     adds_in_place = x.dtype == dtype and dtype.itemsize >= 4 and not by_onednn
     buffer = _scratch.borrow((0 if fuses_gelu else max(sizes), len(weight1)), dtype, x)
     saved_chunks = saved.split(sizes) if save_hidden else [None] * len(sizes)

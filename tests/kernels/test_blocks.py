@@ -15,7 +15,9 @@ from benchmarks.measure import peak_allocated
 from mmvit_backbones import kernels
 from mmvit_backbones.backbones.twins_svt import TwinsSVTBlock
 from mmvit_backbones.backbones.xcit import XCiTArch, XCiTBlock
+from mmvit_backbones.kernels import norm_mlp, operators
 from mmvit_backbones.kernels.dispatch import Choice, Dispatcher
+from mmvit_backbones.kernels.modes import COMPILE
 from mmvit_backbones.layers.conv_stem import ConvStem
 from mmvit_backbones.layers.seam import use_dispatcher
 from mmvit_backbones.layers.subsampled_attention import SubsampledAttention
@@ -23,6 +25,7 @@ from mmvit_backbones.layers.window_attention import WindowAttention
 from tests.utils import count_saved, max_error, randomize
 
 Function = Callable[[Tensor], Tensor]
+HAS_BF16 = operators.runs_on_onednn(torch.device('cpu'), torch.bfloat16)
 
 
 def twins_block(dims: int = 12, window_size: int = 3, mlp_ratio: int = 2) -> TwinsSVTBlock:
@@ -175,6 +178,26 @@ def test_norm_mlp_over_several_chunks(dims: int, ratio: int, num_tokens: int) ->
     check(branch, torch.randn(1, num_tokens, dims, dtype=torch.float64), 'norm_mlp')
 
 
+@pytest.mark.parametrize(
+    ('num_tokens', 'dtype', 'trains', 'serves'),
+    [
+        (87_500, torch.bfloat16, False, True),
+        (87_000, torch.bfloat16, False, False),
+        (87_000, torch.bfloat16, True, True),
+        (87_000, torch.float32, False, True),
+    ],
+)
+def test_norm_mlp_in_graphs(
+    num_tokens: int, dtype: torch.dtype, trains: bool, serves: bool
+) -> None:
+    """Without gradients in half precision, from 16 MiB of the hidden activation (D = 96) on."""
+    block = xcit_block()
+    x = torch.empty(1, num_tokens, 24, dtype=dtype)
+    with torch.set_grad_enabled(trains):
+        reason = norm_mlp.refusal(COMPILE, x, block.norm2, block.mlp)
+    assert (reason is None) == serves
+
+
 @PRECISIONS
 @pytest.mark.parametrize('variant', ['paper', 'vit-pytorch'])
 @pytest.mark.parametrize('num_tokens', [90, 1240])
@@ -201,7 +224,7 @@ def test_direct_attention(
 @pytest.mark.parametrize(
     ('dtype', 'trains', 'serves'),
     [
-        (torch.bfloat16, False, True),
+        (torch.bfloat16, False, HAS_BF16),
         (torch.bfloat16, True, False),  # the reference is faster
         (torch.float16, False, False),  # sums would exceed its range
     ],
@@ -210,6 +233,15 @@ def test_direct_attention_in_half_precision(dtype: torch.dtype, trains: bool, se
     branch, x = Branch(xcit_block(), 'attend'), torch.randn(2, 5, 24)
     with torch.set_grad_enabled(trains), torch.autocast('cpu', dtype):
         assert kernels_of(lambda: branch(x)) == ({'direct_attention'} if serves else set())
+
+
+@pytest.mark.parametrize('trains', [True, False])
+def test_many_tokens_in_bf16(trains: bool) -> None:
+    """In inference the direct form is as fast as the Gram form, and takes less memory."""
+    branch, x = Branch(xcit_block(), 'attend'), torch.randn(1, 500, 24)
+    with torch.set_grad_enabled(trains), torch.autocast('cpu', torch.bfloat16):
+        ran = kernels_of(lambda: branch(x))
+    assert ran == ({'direct_attention'} if HAS_BF16 and not trains else {'gram_attention'})
 
 
 @pytest.mark.parametrize('dims', [129, 192])
