@@ -166,7 +166,13 @@ def refusal(
         return reason
     if layer.padding != 'mask':
         return 'tokens of the padding take part in attention'
-    return None if is_static(*size) else 'the graph has dynamic shapes'
+    if not is_static(*size):
+        return 'the graph has dynamic shapes'
+    if mode == COMPILE and x.device.type == 'cpu' and torch.is_grad_enabled():
+        is_tiled = not any(side % layer.window_size for side in size)
+        if compute_dtype(x).itemsize > 2 or not is_tiled:
+            return 'on a CPU, graphs with gradients gain by whole windows in half precision only'
+    return None
 
 
 def run(
