@@ -42,7 +42,7 @@ from mmvit_backbones.kernels.channel_weights import (
     why_other_layers,
 )
 from mmvit_backbones.kernels.expected import drops
-from mmvit_backbones.kernels.modes import COMPILE, EXPORT, INFERENCE, is_static, typical_size
+from mmvit_backbones.kernels.modes import COMPILE, EXPORT, is_static, typical_size
 from mmvit_backbones.layers.cross_covariance_attention import CrossCovarianceAttention
 from mmvit_backbones.layers.folding import scaled_parameters
 from mmvit_backbones.layers.precision import at_least_float32, without_autocast
@@ -70,8 +70,13 @@ def refusal(
     is_reduced = dtype.itemsize < 4
     if is_reduced and x.device.type != 'cpu':
         return 'the Gram matrix needs full precision, which is slow on this device'
-    if mode == INFERENCE and dtype == torch.bfloat16 and operators.runs_on_onednn(x.device, dtype):
-        return 'in bf16 inference the direct form is as fast and takes less memory'
+    if (
+        mode != EXPORT
+        and not torch.is_grad_enabled()
+        and dtype == torch.bfloat16
+        and operators.runs_on_onednn(x.device, dtype)
+    ):
+        return 'without gradients in bf16 the direct form is as fast'
     if mode == EXPORT:
         if not is_static(x.shape[0]) and not modes.has_unguarded_sizes():
             return 'the graph has a dynamic batch, which the Gram form would put a guard on'
