@@ -22,7 +22,7 @@ HALF = (torch.bfloat16, torch.float16)
 # In half precision on a CPU, it serves from so many weights of a head, and so many bytes of all
 # weights: glibc gives larger blocks back to the system.
 MIN_WEIGHTS, MIN_BYTES = 2**16, 2**25
-MIN_BYTES_OF_INFERENCE = 2**23  # of weights of any head
+MIN_BYTES_OF_INFERENCE = 2**23  # without gradients, for heads of any size
 
 
 def refusal(

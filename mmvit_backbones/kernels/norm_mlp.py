@@ -4,7 +4,11 @@ Serves the branch `scale * mlp(norm(x))`. The operator saves its input and, at C
 of `fc1` (R, D). Backward recomputes the rest. On a CPU the operator goes through its tokens in
 chunks. The hidden activation of a detection image exceeds 32 MiB; glibc returns such blocks to the
 system when they are freed, and to request them again in every layer costs more than the GELU.
-Graphs that are compiled for a CPU gain as much, so there the operator stays one node.
+Graphs that are compiled for a CPU gain as much, so there the operator stays one node. In half
+precision and without gradients, smaller hidden activations are left to the compiler.
+
+In half precision the gradients of weights and biases are rounded chunk by chunk, then added in the
+dtype of the parameters. Where chunks nearly cancel, that is less exact than the reference.
 
 Legend: R rows (tokens of all images), C channels, D hidden channels.
 """
@@ -63,7 +67,7 @@ def _why_compilers_do_as_well(x: Tensor, layer: MLP) -> str | None:
     dtype = compute_dtype(x)
     if torch.is_grad_enabled() or dtype.itemsize > 2 or not is_static(*x.shape):
         return None
-    # A graph allocates none of the memory that it reuses; this operator allocates all of its own.
+    # A compiled graph holds buffers for reuse, and this operator allocates its own beside them.
     if x.shape[:-1].numel() * layer.fc1.out_features * dtype.itemsize < MIN_BYTES_IN_GRAPHS:
         return 'compilers fuse these layers for so few tokens in half precision'
     return None
