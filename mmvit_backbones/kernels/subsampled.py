@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mmvit_backbones.kernels import operators
 from mmvit_backbones.kernels.autograd import compute_dtype, refuse_second_derivative
 from mmvit_backbones.kernels.expected import why_other_class, why_other_padding
+from mmvit_backbones.kernels.modes import INFERENCE
 from mmvit_backbones.kernels.windows import ProjectWindows, Tiling
 from mmvit_backbones.layers.attention import attention
 from mmvit_backbones.layers.precision import without_autocast
@@ -33,6 +34,8 @@ def refusal(
     """Return why the kernel does not serve a branch; None if it does."""
     if x.device.type != 'cpu':
         return 'no gain has been measured on this device'
+    if mode == INFERENCE and compute_dtype(x).itemsize < 4:
+        return 'in half precision the reference infers as fast'
     subsampling = _subsampling(layer)
     kind = nn.Conv2d if layer.sr is not None or layer.fused_reduction else nn.Linear
     return (

@@ -154,6 +154,14 @@ def test_subsampled(
     check(randomize(branch).to(dtype), x, 'subsampled', autocast)
 
 
+@pytest.mark.parametrize('trains', [True, False])
+def test_subsampled_in_half_precision(trains: bool) -> None:
+    """It saves memory for backward; without gradients the reference is as fast."""
+    branch, x = Branch(subsampled_block(), 'attend', (6, 4)), torch.randn(2, 24, 12)
+    with torch.set_grad_enabled(trains), torch.autocast('cpu', torch.bfloat16):
+        assert ('subsampled' in kernels_of(lambda: branch(x))) == trains
+
+
 def test_subsampled_refuses_other_padding() -> None:
     block = subsampled_block()
     block.attn.sr = nn.Conv2d(12, 12, 3, 2, 1, padding_mode='reflect')
