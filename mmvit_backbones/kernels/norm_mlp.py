@@ -34,7 +34,7 @@ from mmvit_backbones.layers.precision import without_autocast
 
 # glibc returns every allocation above 32 MiB to the system; half of it leaves room for the rest.
 CHUNK_BYTES = 2**24
-# oneDNN's products allocate their outputs.
+# oneDNN allocates the outputs of its products and of GELU in the same pass.
 ONEDNN_CHUNK_BYTES = 2**22
 # Of the hidden activation, for graphs without gradients in half precision.
 MIN_BYTES_IN_GRAPHS = 2**24
@@ -111,15 +111,15 @@ def chunk_sizes(rows: Tensor, hidden_dims: int, dtype: torch.dtype) -> list[int]
     Returns:
         Number of rows of each chunk.
     """
-    chunk_bytes = ONEDNN_CHUNK_BYTES if _multiplies_by_onednn(rows, dtype) else CHUNK_BYTES
+    chunk_bytes = ONEDNN_CHUNK_BYTES if _by_onednn(rows, dtype) else CHUNK_BYTES
     num_bytes = len(rows) * hidden_dims * dtype.itemsize
     count = -(-num_bytes // chunk_bytes) if rows.device.type == 'cpu' else 1
     count = max(min(count, len(rows)), 1)
     return [len(rows) // count + (i < len(rows) % count) for i in range(count)]
 
 
-def _multiplies_by_onednn(x: Tensor, dtype: torch.dtype) -> bool:
-    """Whether oneDNN multiplies tokens in a dtype."""
+def _by_onednn(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies tokens in a dtype, and computes GELU in the same pass."""
     if dtype == torch.bfloat16:
         return operators.HAS_LINEAR_GELU and operators.runs_on_onednn(x.device, dtype)
     return dtype == x.dtype and operators.multiplies_by_onednn(x)
@@ -165,7 +165,7 @@ def _forward(
     # A fresh tensor, not a view of a matrix, so that the caller may add to it in place.
     out = x.new_empty(x.shape, dtype=x.dtype if residual else dtype)
     sizes = chunk_sizes(rows, len(weight1), dtype)
-    by_onednn = _multiplies_by_onednn(x, dtype)
+    by_onednn = _by_onednn(x, dtype)
     # Where MKL multiplies, GELU on a chunk in the cache is as fast as in the product.
     fuses_gelu = by_onednn and not save_hidden
     adds_in_place = x.dtype == dtype and dtype.itemsize >= 4 and not by_onednn

@@ -1,7 +1,7 @@
 """Padding and cropping without a copy where one is not needed.
 
-Serves `layers.tokens.pad_to_multiple` and `crop`. Eager modes only: graphs may have dynamic shapes,
-and compilers omit the copies themselves.
+Serves `layers.tokens.pad_to_multiple` and `crop`, neither of them in graphs: those may have dynamic
+shapes, and compilers omit the copies themselves.
 """
 
 from __future__ import annotations
