@@ -78,9 +78,12 @@ class CrossCovarianceAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix the channels of tokens (B, N, C) by how they vary together over an image."""
-        q, k, v = rearrange(
-            self.qkv(x), 'b n (three h d) -> three b h d n', three=3, h=self.num_heads
-        ).contiguous()  # one copy here saves one before each product
+        # Divided before they are transposed: Inductor computes the gradient of a division afterwards
+        # three times. The copies save one before each product.
+        q, k, v = (
+            rearrange(part, 'b n (h d) -> b h d n', h=self.num_heads).contiguous()
+            for part in self.qkv(x).chunk(3, dim=-1)
+        )
         weights = self.attn_drop(channel_attention_weights(q, k, self.temperature))
         out = weights.to(v.dtype) @ v  # (B, h, d, N)
         return self.drop(self.proj(rearrange(out, 'b h d n -> b n (h d)')))
