@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 from itertools import product
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -16,10 +17,12 @@ from benchmarks import forms, report
 from benchmarks.measure import Contender, Row, Setting, matmul_rates, measure
 from benchmarks.peers import OURS
 from benchmarks.run import SIZES, common_arguments
+from mmvit_backbones.kernels import KERNEL_NAMES
 
 ITEMS = KERNELS, LIBRARY_REMEDIES = ('kernels', 'remedies')
 REMEDIES = ('malloc', 'tcmalloc', 'jemalloc', 'frozen', 'checkpointed')
-ALL = 'all kernels'
+ALL = 'all'
+FORMS = ['eager', 'eager+bf16', 'compiled', 'compiled+bf16']
 
 
 class Gain(NamedTuple):
@@ -37,6 +40,11 @@ class Gain(NamedTuple):
     form: str
     alone: tuple[Row, Row] | None
     last: tuple[Row, Row] | None
+
+    @property
+    def rows(self) -> list[Row]:
+        """The four rows, or two where the others were not measured."""
+        return [row for pair in (self.alone, self.last) if pair for row in pair]
 
 
 def trials(
@@ -77,38 +85,90 @@ def gains(base: str, group: list[tuple[str, str, str]], rows: list[Row]) -> list
     return [Gain(item, base, *[*pairs, None][:2]) for item, pairs in found.items() if any(pairs)]
 
 
-def format_gains(found: list[Gain]) -> str:
-    """Lay gains out as a Markdown table: percent of time and memory that an item saves."""
-    titles = 'item | network | images | pass | form | time alone | time last | memory alone '
-    titles += '| memory last | IQR'
-    lines = []
+def read_gains(rows: Iterable[Row]) -> list[Gain]:
+    """Find the gains in rows of CSV files. Only rows of the same run are compared.
+
+    Where several runs measured the same, the last one counts.
+    """
+    found: dict[tuple[Any, ...], Gain] = {}
+    for measured in _split(rows):
+        for base in FORMS:
+            for group in trials(base, measured[0].run, KERNEL_NAMES, REMEDIES):
+                for gain in gains(base, group, measured):
+                    key = gain.item, base, _setting(measured[0])
+                    older = found.get(key, gain)
+                    alone, last = gain.alone or older.alone, gain.last or older.last
+                    found[key] = gain._replace(alone=alone, last=last)
+    return list(found.values())
+
+
+def _split(rows: Iterable[Row]) -> list[list[Row]]:
+    """Split rows into runs: where the setting changes, or a form is measured again."""
+    runs: list[list[Row]] = []
+    for row in rows:
+        last = runs[-1] if runs else []
+        if not last or _setting(row) != _setting(last[0]) or row.form in [r.form for r in last]:
+            runs.append([])
+        runs[-1].append(row)
+    return runs
+
+
+def _setting(row: Row) -> tuple[str, str, int, int, int]:
+    return row.network, row.run, row.height, row.width, row.batch
+
+
+def format_gains(found: Iterable[Gain]) -> str:
+    """Lay gains out as Markdown tables, one for each form.
+
+    A cell is percent of time, then of memory, that an item saves: alone/last, or a single number
+    for all kernels. The last row of a network is the widest spread in percent of the median time.
+    """
+    by_form: dict[str, list[Gain]] = {}
     for gain in found:
-        pairs = [pair for pair in (gain.alone, gain.last) if pair]
-        row = pairs[0][0]
-        noise = max(row.iqr / row.seconds for pair in pairs for row in pair)
-        saved = [_saved(p and find(*p)) for find in (_seconds, Row.memory_beside) for p in gain[2:]]
-        setting = row.network, report.images(row), row.run, gain.form
-        lines.append([gain.item, *setting, *saved, f'{noise:.1%}'])
-    return report.table(titles, lines)
+        by_form.setdefault(gain.form, []).append(gain)
+    return '\n\n'.join(f'{form}:\n\n{_gain_table(some)}' for form, some in by_form.items())
 
 
-def _seconds(before: Row, after: Row) -> tuple[float, float]:
-    return before.seconds, after.seconds
+def _gain_table(found: list[Gain]) -> str:
+    columns = sorted({_setting(gain.rows[0])[1:] for gain in found})
+    lines = []
+    for network in sorted({gain.rows[0].network for gain in found}):
+        some = [gain for gain in found if gain.rows[0].network == network]
+        for item in [ALL, *sorted({gain.item for gain in some} - {ALL})]:
+            cells = {_setting(g.rows[0])[1:]: _gain_cell(g) for g in some if g.item == item}
+            name = f'**{network}**, all kernels' if item == ALL else f'`{item}`'
+            lines.append([name, *(cells.get(column, '') for column in columns)])
+        rows = {row for gain in some for row in gain.rows}
+        spreads = [[r.iqr / r.seconds for r in rows if _setting(r)[1:] == c] for c in columns]
+        lines.append(['spread', *(f'{max(s):.0%}' if s else '' for s in spreads)])
+    titles = [f'{run}, {batch} of {height} x {width}' for run, height, width, batch in columns]
+    return report.table(' | '.join(['item', *titles]), lines)
 
 
-def _saved(pair: tuple[float, float] | None) -> str:
-    return f'{1 - pair[1] / pair[0]:+.1%}' if pair else ''
+def _gain_cell(gain: Gain) -> str:
+    pairs = [gain.alone] if gain.item == ALL else [gain.alone, gain.last]
+    times = [pair and (pair[0].seconds, pair[1].seconds) for pair in pairs]
+    memory = [pair and pair[0].memory_beside(pair[1]) for pair in pairs]
+    return ', '.join('/'.join(map(_percent_saved, some)) for some in (times, memory))
+
+
+def _percent_saved(pair: tuple[float, float] | None) -> str:
+    return str(round(100 - 100 * pair[1] / pair[0])) if pair else '?'
 
 
 def parse_args() -> argparse.Namespace:
-    forms_tried = ['eager', 'eager+bf16', 'compiled', 'compiled+bf16']
-    parser = common_arguments(__doc__, forms_tried)
-    parser.add_argument('--items', nargs='+', choices=ITEMS, default=ITEMS, help='what to try')
+    parser = common_arguments(__doc__, FORMS)
+    add = parser.add_argument
+    add('--items', nargs='+', choices=ITEMS, default=ITEMS, help='what to try')
+    add('--read', nargs='+', type=Path, metavar='FILE', help='CSV to tabulate; nothing is measured')
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
+    if args.read:
+        print(format_gains(read_gains(row for path in args.read for row in report.read_csv(path))))
+        return
     torch.set_num_threads(args.threads or torch.get_num_threads())
     device = torch.device(args.device)
     machine = report.machine_name(device)
@@ -133,8 +193,7 @@ def main() -> None:
             new = gains(base, group, rows)
             print(format_gains(new), flush=True)
             found += new
-    out.with_suffix('.md').write_text(format_gains(found) + '\n')
-    print(f'\n{format_gains(found)}\n\nrows added to {out}, table written beside it')
+    print(f'\n{format_gains(found)}\n\nrows added to {out}')
 
 
 if __name__ == '__main__':

@@ -91,14 +91,41 @@ def test_ablate(
     ]
     monkeypatch.setattr(sys, 'argv', arguments)
     ablate.main()
-    lines = (tmp_path / 'kernels.md').read_text().splitlines()[2:]
-    cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
-    assert [(c[0], c[5], c[6], c[7]) for c in cells] == [
-        ('all kernels', '+35.0%', '', '+35.0%'),
-        ('conv_stem', '+10.0%', '+13.3%', '+10.0%'),
-        ('direct_attention', '+5.0%', '+7.1%', '+5.0%'),
-        ('norm_mlp', '+20.0%', '+23.5%', '+20.0%'),
-        ('malloc', '+50.0%', '+76.9%', '+50.0%'),
+    measured = capsys.readouterr().out
+    monkeypatch.setattr(sys, 'argv', ['ablate', '--read', str(tmp_path / 'kernels.csv')])
+    ablate.main()
+    table = capsys.readouterr().out.strip()
+    assert table in measured
+    assert table.splitlines() == [
+        'eager:',
+        '',
+        '| item | forward, 1 of 64 x 64 |',
+        '|---|---|',
+        '| **xcit_nano_12_p16**, all kernels | 35, 35 |',
+        '| `conv_stem` | 10/13, 10/13 |',
+        '| `direct_attention` | 5/7, 5/7 |',
+        '| `malloc` | 50/77, 50/77 |',
+        '| `norm_mlp` | 20/24, 20/24 |',
+        '| spread | 7% |',
     ]
     assert len(read_csv(tmp_path / 'kernels.csv')) == 8 + 4
-    assert 'kernels.csv' in capsys.readouterr().out
+
+
+def test_gains_are_found_within_a_run() -> None:
+    """The last run of a comparison counts, and rows of different runs are not compared."""
+
+    def rows(seconds: dict[str, float], run: str = 'train') -> list[Row]:
+        setting = vars(Setting('twins_svt_small', 64, 64, 1, run))
+        fixed = dict(subject='ours', precision='fp32', turns=3, mebibytes=None, allocated=2.0)
+        return [
+            Row(**setting, **fixed, form=f'eager+{form}', seconds=s, iqr=s, fastest=s, peak_share=1)
+            for form, s in seconds.items()
+        ]
+
+    older = rows({'reference': 2.0, 'only-pad': 1.0, 'only-crop': 0.5})
+    newer = rows({'reference': 10.0, 'only-pad': 9.0})
+    other = rows({'only-windows': 1.0}, run='forward')
+    found = {gain.item: gain.alone for gain in ablate.read_gains([*older, *newer, *other])}
+    saved = {item: pair[0].seconds - pair[1].seconds for item, pair in found.items() if pair}
+    assert saved == {'pad': 1.0, 'crop': 1.5}
+    assert '| `crop` | 75/?, 0/? |' in ablate.format_gains(ablate.read_gains(older))
