@@ -78,8 +78,8 @@ class CrossCovarianceAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix the channels of tokens (B, N, C) by how they vary together over an image."""
-        # Divided before they are transposed: Inductor computes the gradient of a division afterwards
-        # three times. The copies save one before each product.
+        # Inductor computes the gradient three times if it is split after the transposition. The
+        # copies here save one before each product.
         q, k, v = (
             rearrange(part, 'b n (h d) -> b h d n', h=self.num_heads).contiguous()
             for part in self.qkv(x).chunk(3, dim=-1)
