@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report
+from benchmarks import ablate, report
 from benchmarks.measure import Row
 
 ROW = Row(
@@ -100,3 +100,15 @@ def test_command(
     report.main()
     assert '| train | fp32 | eager | timm | eager | 1.50 | 1.00 |' in capsys.readouterr().out
     assert '<svg' in (tmp_path / 'speed.svg').read_text()
+
+
+@pytest.mark.parametrize('name', ['kernels', 'remedies'])
+def test_the_kernels_page_has_the_tables_of_all_results(name: str) -> None:
+    files = sorted(report.RESULTS.glob(f'*_{name}.csv'))
+    rows = [row for path in files for row in report.read_csv(path)]
+    printed = ablate.format_gains(ablate.read_gains(rows))
+    page = (report.ROOT / 'mmvit_backbones' / 'kernels' / 'README.md').read_text()
+    tables = [part for part in printed.split('\n\n') if part.startswith('|')]
+    assert tables
+    for table in tables:
+        assert table in page
