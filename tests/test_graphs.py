@@ -58,6 +58,21 @@ def test_inductor_computes_the_same(name: str) -> None:
     assert_close(*results, 1e-4)
 
 
+@pytest.mark.parametrize('grad', [False, True], ids=['inference', 'training'])
+@BOTH_NETWORKS
+def test_compiles_whole_under_autocast(name: str, grad: bool) -> None:
+    """No check of a kernel breaks the graph, whatever the precision."""
+    torch._dynamo.reset()
+    model, x = randomize(SMALL[name]()), images(64, 75)
+    compiled = torch.compile(model, fullgraph=True, backend='eager')
+    with (
+        kernels.use('auto'),
+        torch.set_grad_enabled(grad),
+        torch.autocast('cpu', torch.bfloat16),
+    ):
+        assert_close(compiled(x), model(x), 0.1)
+
+
 EXPORTED = {**{name: SMALL[name] for name in ('twins', 'xcit')}, **SMALL_CLASSIFIERS}
 EXPORTED['xcit-pyramid'] = lambda: BACKBONES['xcit-16'](out_indices=(0, 1, 2, 3))
 

@@ -37,13 +37,20 @@ FP32_BY_ONEDNN = (
 ROWS = 1024  # of tokens whose product is held before it is added
 
 
+def _onednn_dtypes() -> tuple[torch.dtype, ...]:
+    if not torch.backends.mkldnn.is_available():
+        return ()
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():  # older processors refuse it
+        return torch.float32, torch.bfloat16
+    return (torch.float32,)
+
+
+ONEDNN_DTYPES = _onednn_dtypes()  # asked once: Dynamo cannot trace the question
+
+
 def runs_on_onednn(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether oneDNN's operators take tensors of a dtype on a device."""
-    if device.type != 'cpu' or not torch.backends.mkldnn.is_available():
-        return False
-    if dtype == torch.bfloat16:  # older processors refuse it
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return dtype == torch.float32
+    return device.type == 'cpu' and dtype in ONEDNN_DTYPES
 
 
 def conv_gelu(x: Tensor, weight: Tensor, bias: Tensor | None, conv: nn.Conv2d) -> Tensor:
