@@ -22,12 +22,12 @@ def channel_attention_weights(q: Tensor, k: Tensor, temperature: Tensor) -> Tens
     is a sum over all tokens.
 
     Args:
-        q: Queries (B, h, d, N).
-        k: Keys (B, h, d, N).
-        temperature: Factor of each head (h, 1, 1).
+        q: Queries (..., d, N).
+        k: Keys (..., d, N).
+        temperature: Factor of each head (..., 1, 1).
 
     Returns:
-        Weights (B, h, d, d), each row summing to 1.
+        Weights (..., d, d), each row summing to 1.
     """
     q_inverse, k_inverse = _inverse_lengths(q), _inverse_lengths(k)
     if q.dtype == torch.float16:  # sums over many tokens would exceed its range
@@ -38,7 +38,7 @@ def channel_attention_weights(q: Tensor, k: Tensor, temperature: Tensor) -> Tens
 
 
 def _inverse_lengths(x: Tensor) -> Tensor:
-    """Return one over the length of each channel (B, h, d, N) over all tokens (B, h, d, 1)."""
+    """Return one over the length of each channel (..., d, N) over all tokens (..., d, 1)."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     lengths = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
     return lengths.clamp_min(MIN_LENGTH).reciprocal()
@@ -78,15 +78,18 @@ class CrossCovarianceAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix the channels of tokens (B, N, C) by how they vary together over an image."""
-        # Inductor computes the gradient three times if it is split after the transposition. The
-        # copies here save one before each product.
+        # Inductor computes a gradient three times if it is split after the transposition. What it
+        # saves of four dimensions before a convolution it transposes to channels_last, so images
+        # and heads share a dimension.
         q, k, v = (
-            rearrange(part, 'b n (h d) -> b h d n', h=self.num_heads).contiguous()
+            rearrange(part, 'b n (h d) -> b h d n', h=self.num_heads).contiguous().flatten(0, 1)
             for part in self.qkv(x).chunk(3, dim=-1)
-        )
-        weights = self.attn_drop(channel_attention_weights(q, k, self.temperature))
-        out = weights.to(v.dtype) @ v  # (B, h, d, N)
-        return self.drop(self.proj(rearrange(out, 'b h d n -> b n (h d)')))
+        )  # (Bh, d, N) each
+        temperatures = self.temperature.repeat(x.shape[0], 1, 1)
+        weights = channel_attention_weights(q, k, temperatures).unflatten(0, (-1, self.num_heads))
+        weights = self.attn_drop(weights).flatten(0, 1)  # (Bh, d, d)
+        out = weights.to(v.dtype) @ v  # (Bh, d, N)
+        return self.drop(self.proj(rearrange(out, '(b h) d n -> b n (h d)', h=self.num_heads)))
 
     def fold_norm(self, norm: nn.Module) -> None:
         """Move the affine part of the norm before this layer into it."""
