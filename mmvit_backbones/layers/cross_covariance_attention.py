@@ -78,9 +78,8 @@ class CrossCovarianceAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix the channels of tokens (B, N, C) by how they vary together over an image."""
-        # Inductor computes a gradient three times if it is split after the transposition. What it
-        # saves of four dimensions before a convolution it transposes to channels_last, so images
-        # and heads share a dimension.
+        # Inductor computes a gradient three times if it is split after the transposition. Saved
+        # tensors of four dimensions it copies to channels_last if a convolution follows.
         q, k, v = (
             rearrange(part, 'b n (h d) -> b h d n', h=self.num_heads).contiguous().flatten(0, 1)
             for part in self.qkv(x).chunk(3, dim=-1)
